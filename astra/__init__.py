@@ -1,0 +1,1 @@
+"""Distributed Transformer inference over slow links: ASTRA, PRISM and the methods they are compared with."""

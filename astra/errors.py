@@ -1,0 +1,42 @@
+"""What can go wrong in `astra`, as one tree.
+
+    AstraError                  exit code 1: the run failed
+    ├── ConfigError             exit code 2: a config, file or argument is wrong; holds every fault found
+    ├── TransportError          a message could not be sent or read
+    │   └── PeerTimeoutError    a peer did not deliver in time; names the peer, request, layer and phase
+    └── WireError               bytes that do not decode to what they claim to be
+
+Messages read `<where>: <field> must be <rule>, got <value!r>; <what to do>`.
+"""
+
+from collections.abc import Sequence
+
+__all__ = ["AstraError", "ConfigError", "PeerTimeoutError", "TransportError", "WireError"]
+
+
+class AstraError(Exception):
+    """Any failure that `astra` reports in its own words."""
+
+    exit_code = 1
+
+
+class ConfigError(AstraError):
+    """Bad input; `faults` lists every fault, one line each."""
+
+    exit_code = 2
+
+    def __init__(self, faults: Sequence[str]):
+        self.faults = tuple(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class TransportError(AstraError):
+    """A message could not be sent or read."""
+
+
+class PeerTimeoutError(TransportError):
+    """A peer did not deliver within its deadline."""
+
+
+class WireError(AstraError):
+    """Bytes that do not decode to what they claim to be."""
