@@ -1,0 +1,236 @@
+"""The Vision Transformer as a `ModelAdapter` over Hugging Face's `ViTForImageClassification`.
+
+The Hugging Face module keeps the weights; everything here calls its sub-modules or reads its parameters, and copies
+none. The three input projections stay apart: fused into one product they took the same 4.5 ms at 257 tokens of
+ViT-Base. Dropout is left out, so an adapter is for inference. Attribute names are those of transformers 5.23.
+
+Source: Dosovitskiy et al., An Image is Worth 16x16 Words, arXiv 2010.11929.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTForImageClassification
+
+from astra.attention import attend, split_heads
+from astra.config import ModelConfig
+from astra.errors import ConfigError
+from astra.models import Block, ModelShape
+from astra.partition import band
+
+__all__ = ["PRESETS", "ViTAdapter", "ViTBlock", "load_vit"]
+
+PRESETS: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768},
+    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
+    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+}
+
+
+class ViTBlock:
+    """One encoder layer, taken apart at its attention; implements `Block`."""
+
+    def __init__(self, layer: Any):
+        self._layer = layer
+        self._attention = layer.attention
+        self._num_heads: int = layer.attention.num_attention_heads
+
+    @property
+    def key_value_weight(self) -> Tensor:
+        """[2D, D], keys above values; put together on each call."""
+        return torch.cat((self._attention.k_proj.weight, self._attention.v_proj.weight))
+
+    @property
+    def key_value_bias(self) -> Tensor | None:
+        """[2D], or None when the checkpoint has no such bias."""
+        if self._attention.k_proj.bias is None:
+            return None
+        return torch.cat((self._attention.k_proj.bias, self._attention.v_proj.bias))
+
+    def attention_input(self, x_BTD: Tensor) -> Tensor:
+        """Apply the norm before attention."""
+        u_BTD: Tensor = self._layer.layernorm_before(x_BTD)
+        return u_BTD
+
+    def query(self, u_BTD: Tensor) -> Tensor:
+        """Return q_BHTd."""
+        return split_heads(self._attention.q_proj(u_BTD), self._num_heads)
+
+    def key_value(self, u_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return k_BHTd and v_BHTd."""
+        k_BTD, v_BTD = self._attention.k_proj(u_BTD), self._attention.v_proj(u_BTD)
+        return split_heads(k_BTD, self._num_heads), split_heads(v_BTD, self._num_heads)
+
+    def finish(self, x_BTD: Tensor, context_BTD: Tensor) -> Tensor:
+        """Apply output projection, residual, norm, MLP and residual."""
+        x_BTD = x_BTD + self._attention.o_proj(context_BTD)
+        out_BTD: Tensor = x_BTD + self._layer.mlp(self._layer.layernorm_after(x_BTD))
+        return out_BTD
+
+
+class ViTAdapter:
+    """A ViT classifier as embedding, blocks and head; implements `ModelAdapter`."""
+
+    def __init__(self, model: ViTForImageClassification):
+        config = model.config
+        self.huggingface = model
+        self._embeddings: Any = model.vit.embeddings
+        self._patch: int = config.patch_size
+        self._num_columns: int = config.image_size // config.patch_size
+        self.blocks: Sequence[Block] = [ViTBlock(layer) for layer in model.vit.layers]
+        self.shape = ModelShape(
+            num_layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            num_heads=config.num_attention_heads,
+            head_width=config.hidden_size // config.num_attention_heads,
+            num_content_tokens=self._num_columns**2,
+            num_class_tokens=1,
+            num_outputs=config.num_labels,
+            causal=False,
+        )
+
+    def input_rows(self, tokens: range) -> range:
+        """Return the pixel rows of the patches that `tokens` are made from."""
+        patch_rows = band(tokens, self._num_columns)
+        return range(patch_rows.start * self._patch, patch_rows.stop * self._patch)
+
+    def embed_content(self, inputs: Tensor, tokens: range, first_row: int = 0) -> Tensor:
+        """Embed the patches of `tokens` and no others.
+
+        Args:
+            inputs: Normalised pixels [B, 3, rows, image_size]; pixel row 0 of it is row `first_row` of the image.
+            tokens: Content tokens, numbered row by row over the patch grid.
+            first_row: A multiple of the patch size.
+        """
+        rows = self.input_rows(tokens)
+        patches_BTP = self._patches(inputs[:, :, rows.start - first_row : rows.stop - first_row])
+        first_token = rows.start // self._patch * self._num_columns
+        projection = self._embeddings.patch_embeddings.projection
+        x_BTD = F.linear(
+            patches_BTP[:, tokens.start - first_token : tokens.stop - first_token],
+            projection.weight.flatten(1),
+            projection.bias,
+        )
+        positions_1TD = self._embeddings.position_embeddings[:, 1 + tokens.start : 1 + tokens.stop]
+        return x_BTD + positions_1TD
+
+    def embed_class(self, batch: int) -> Tensor:
+        """Return the class token with its position, [B, 1, D]."""
+        class_11D: Tensor = self._embeddings.cls_token + self._embeddings.position_embeddings[:, :1]
+        return class_11D.expand(batch, -1, -1)
+
+    def head(self, class_BD: Tensor) -> Tensor:
+        """Apply the final norm and the classifier."""
+        logits_BC: Tensor = self.huggingface.classifier(self.huggingface.vit.layernorm(class_BD))
+        return logits_BC
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Run the whole model on pixels [B, 3, image_size, image_size]; equals the Hugging Face forward."""
+        content_BTD = self.embed_content(inputs, range(self.shape.num_content_tokens))
+        x_BTD = torch.cat((self.embed_class(inputs.shape[0]), content_BTD), dim=1)
+        for block in self.blocks:
+            u_BTD = block.attention_input(x_BTD)
+            context_BTD = attend(block.query(u_BTD), *block.key_value(u_BTD))
+            x_BTD = block.finish(x_BTD, context_BTD)
+        return self.head(x_BTD[:, 0])
+
+    def _patches(self, pixels_BCYX: Tensor) -> Tensor:
+        """Cut whole patch rows into [B, patches, 3 · patch · patch], in the order of the convolution's weight."""
+        batch, channels, height, width = pixels_BCYX.shape
+        size = self._patch
+        grid = pixels_BCYX.reshape(batch, channels, height // size, size, width // size, size)
+        return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * size * size)
+
+
+def load_vit(config: ModelConfig) -> ViTAdapter:
+    """Build a preset with seeded weights, or read the checkpoint folder that `config` names.
+
+    Raises:
+        ConfigError: The checkpoint is missing, damaged, not a ViT, or does not fit `config`.
+    """
+    model = _from_checkpoint(config, Path(config.checkpoint)) if config.checkpoint else _from_seed(config)
+    return ViTAdapter(model.eval().requires_grad_(False))
+
+
+def _from_seed(config: ModelConfig) -> ViTForImageClassification:
+    """Build a preset with weights drawn from `config.seed`: the same on every rank with the same torch.
+
+    Matrices and embeddings are normal with ViT's own 0.02, biases 0, norms 1. Made on the meta device and filled in
+    the order of the parameters: ViT-Base takes 1 s, where the library's initialisation draws everything twice. Random
+    weights attend almost evenly, so agreement between strategies says little about a trained model; speed is the same.
+    """
+    hf_config = ViTConfig(image_size=config.image_size, num_labels=config.num_labels, **PRESETS[config.size])
+    with torch.device("meta"):
+        model = ViTForImageClassification(hf_config)
+    model.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, hf_config.initializer_range, generator=generator)
+            else:
+                parameter.fill_(1.0 if "layernorm" in name and name.endswith("weight") else 0.0)
+    return model
+
+
+def _from_checkpoint(config: ModelConfig, folder: Path) -> ViTForImageClassification:
+    """Read `config.json` and `model.safetensors` and refuse whatever does not fit."""
+    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(
+            [f"{folder}: checkpoint must hold {name}, got no such file; name a folder saved by save_pretrained"
+             for name in missing]
+        )  # fmt: skip
+    try:
+        model, loading = ViTForImageClassification.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            [f"{folder}: checkpoint must be a readable ViT, got {error}; save it again with save_pretrained"]
+        ) from error
+    faults = _checkpoint_faults(config, folder, model.config, loading)
+    if faults:
+        raise ConfigError(faults)
+    _resize_positions(model, config.image_size)
+    return model
+
+
+def _checkpoint_faults(config: ModelConfig, folder: Path, found: ViTConfig, loading: dict[str, Any]) -> list[str]:
+    """List every way in which a checkpoint that could be read is not what `config` says."""
+    faults = []
+    if found.model_type != "vit":
+        faults.append(f"{folder}/config.json: model_type must be 'vit', got {found.model_type!r}; use a ViT")
+    lost = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in loading[kind])
+    if lost:
+        faults.append(f"{folder}: checkpoint must hold every weight, got none for {lost}; save the whole classifier")
+    if found.num_labels != config.num_labels:
+        faults.append(
+            f"{folder}: num_labels must be that of the checkpoint, {found.num_labels}, got {config.num_labels}; "
+            "set model.num_labels"
+        )
+    if config.image_size % found.patch_size:
+        faults.append(
+            f"{folder}: image_size must be a multiple of the checkpoint's patch, {found.patch_size}, "
+            f"got {config.image_size}; set model.image_size"
+        )
+    return faults
+
+
+def _resize_positions(model: ViTForImageClassification, image_size: int) -> None:
+    """Interpolate the position embeddings to `image_size`, once, the way the library does on each call."""
+    embeddings: Any = model.vit.embeddings
+    if image_size == model.config.image_size:
+        return
+    num_tokens = (image_size // model.config.patch_size) ** 2
+    with torch.no_grad():
+        like_BTD = torch.empty(1, 1 + num_tokens, model.config.hidden_size)
+        resized = embeddings.interpolate_pos_encoding(like_BTD, image_size, image_size)
+    embeddings.position_embeddings = nn.Parameter(resized)
+    embeddings.image_size = (image_size, image_size)
+    model.config.image_size = image_size

@@ -1,0 +1,44 @@
+"""What a strategy is: one way to spread a forward pass over the ranks. The registry.
+
+    STRATEGIES[name].partition(T, weights)            which content tokens each rank owns
+    STRATEGIES[name](RankContext, config)             on every rank, once: weights, tables, buffers
+        .forward(Request)                             on every rank, per request: logits on rank 0, None elsewhere
+    STRATEGIES[name].plan(shape, config, ranges)      the traffic of one request, as a pure formula
+
+Adding a strategy is one file here and one entry in `STRATEGIES`. Every strategy runs all layers for all tokens, also
+the last one, of which a classifier reads only the class token: no strategy is flattered by pruning.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from astra.config import StrategyConfig
+from astra.models import ModelShape
+from astra.strategies.astra import AstraStrategy
+from astra.strategies.protocol import RankContext, Request, Strategy
+from astra.strategies.sequence import SequenceStrategy
+from astra.strategies.single import SingleStrategy
+from astra.traffic import PlannedMessage, bytes_of
+
+__all__ = ["STRATEGIES", "RankContext", "Request", "Strategy", "predict_bytes", "predict_messages"]
+
+STRATEGIES: Mapping[str, type[Strategy]] = {
+    "single": SingleStrategy,
+    "sequence": SequenceStrategy,
+    "astra": AstraStrategy,
+}
+
+
+def predict_messages(
+    shape: ModelShape, config: StrategyConfig, world_size: int, weights: Sequence[float] | None = None
+) -> list[PlannedMessage]:
+    """Return every message that one request of batch 1 sends under `config`; `weights` None splits evenly. Pure."""
+    strategy = STRATEGIES[config.name]
+    ranges = strategy.partition(shape.num_content_tokens, weights or [1.0] * world_size)
+    return strategy.plan(shape, config, ranges)
+
+
+def predict_bytes(
+    shape: ModelShape, config: StrategyConfig, world_size: int, weights: Sequence[float] | None = None
+) -> int:
+    """Return the payload bytes of one request of batch 1, summed over all ranks and links. Pure."""
+    return bytes_of(predict_messages(shape, config, world_size, weights))

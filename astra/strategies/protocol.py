@@ -1,0 +1,60 @@
+"""The types that every strategy shares: what it is given, what it must offer.
+
+Apart from the registry, so that a strategy imports this and never another strategy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from astra.collectives import Collectives
+from astra.models import ModelAdapter, ModelShape
+from astra.timeline import Timeline
+from astra.traffic import PlannedMessage
+
+__all__ = ["RankContext", "Request", "Strategy"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One input to answer, as this rank sees it."""
+
+    index: int
+    """Numbers requests over the whole run: it tags every message."""
+    inputs: Tensor
+    """Whole input, or the band of its rows that covers this rank's tokens; float."""
+    first_row: int = 0
+    """Row of the whole input at which `inputs` starts."""
+
+
+@dataclass(frozen=True)
+class RankContext:
+    """What every strategy gets on its rank."""
+
+    model: ModelAdapter
+    collectives: Collectives
+    ranges: tuple[range, ...]
+    """Content tokens of every rank, from `Strategy.partition`."""
+    timeline: Timeline
+    codebook_folder: Path | None = None
+    """What `astra fit` left for this config; only strategies that quantise read it."""
+
+
+class Strategy(Protocol):
+    """One way to spread a forward pass over the ranks."""
+
+    def __init__(self, context: RankContext, config: Any) -> None: ...
+
+    def forward(self, request: Request) -> Tensor | None:
+        """Take part in answering `request`; return logits_BC on rank 0 and None elsewhere."""
+
+    @staticmethod
+    def partition(num_content_tokens: int, weights: Sequence[float]) -> tuple[range, ...]:
+        """Return the content tokens that each rank embeds and owns; empty for a rank that idles."""
+
+    @staticmethod
+    def plan(shape: ModelShape, config: Any, ranges: Sequence[range]) -> list[PlannedMessage]:
+        """Return every message of one request of batch 1, input placement not included. Pure."""
