@@ -1,0 +1,201 @@
+"""Read a benchmark's JSON file and find everything that is wrong with it.
+
+    file --load_config--> text --parse_config--> BenchConfig, or ConfigError with every fault
+
+Beyond what each field says about itself (`config`), compares fields with one another, with the folders they
+name and with a checkpoint's own `config.json`. Loads no weights, no images and no torch.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from astra import faults
+from astra.config import (
+    AstraConfig,
+    BenchConfig,
+    InputConfig,
+    ModelConfig,
+    SequenceConfig,
+    SingleConfig,
+    StrategyConfig,
+)
+from astra.errors import ConfigError
+
+__all__ = ["load_config", "parse_config"]
+
+_SECTIONS: dict[str | int, type[BaseModel]] = {
+    "model": ModelConfig,
+    "input": InputConfig,
+    "single": SingleConfig,
+    "sequence": SequenceConfig,
+    "astra": AstraConfig,
+}
+
+
+def load_config(path: Path) -> BenchConfig:
+    """Read and check the JSON file at `path`. Raises ConfigError with every fault found."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: the file must be readable text, got {error}; check the path"]) from error
+    return parse_config(text, where=path.name)
+
+
+def parse_config(text: str, *, where: str) -> BenchConfig:
+    """Check the JSON in `text`; `where` begins every message. Raises ConfigError with every fault found."""
+    try:
+        raw = json.loads(text, object_pairs_hook=_unique_keys)
+    except ValueError as error:
+        raise ConfigError([f"{where}: the file must be JSON, got {error}; correct it there"]) from error
+    config, found = None, []
+    try:
+        config = BenchConfig.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        found = faults.render(where, error, known_keys=_known_keys, plain=_without_tags)
+    found += _cross_faults(where, raw if isinstance(raw, dict) else {})
+    if found or config is None:
+        raise ConfigError(found)
+    return config
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse an object that names a key twice; JSON readers otherwise drop the first value in silence."""
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"the key {key!r} twice in one object")
+    return dict(pairs)
+
+
+def _known_keys(location: faults.Path) -> list[str]:
+    section = _SECTIONS[location[-1]] if location else BenchConfig
+    return list(section.model_fields)
+
+
+def _without_tags(location: faults.Path) -> faults.Path:
+    """Drop the union tag that pydantic puts behind `strategies[i]`."""
+    tagged = len(location) > 2 and location[0] == "strategies"
+    return location[:2] + location[3:] if tagged else location
+
+
+_Checked = TypeVar("_Checked")
+
+
+def _valid(kind: TypeAdapter[_Checked], raw: Any) -> _Checked | None:
+    """Return the part of a file as a model, or None if it has faults, which are reported elsewhere."""
+    try:
+        return kind.validate_json(json.dumps(raw))
+    except ValidationError:
+        return None
+
+
+def _cross_faults(where: str, raw: dict[str, Any]) -> list[str]:
+    """Find what is wrong between fields, in those sections that are right by themselves."""
+    entries = raw.get("strategies")
+    strategies = [_valid(_STRATEGY, entry) for entry in entries] if isinstance(entries, list) else []
+    model, images = _valid(_MODEL, raw.get("model")), _valid(_INPUT, raw.get("input", {}))
+    found = _strategy_faults(where, strategies)
+    if model is not None:
+        found += _model_faults(where, model) + _width_faults(where, model, strategies)
+    if images is not None:
+        found += _input_faults(where, images)
+    return found
+
+
+_STRATEGY: TypeAdapter[SingleConfig | SequenceConfig | AstraConfig] = TypeAdapter(StrategyConfig)
+_MODEL = TypeAdapter(ModelConfig)
+_INPUT = TypeAdapter(InputConfig)
+_Strategies = list[SingleConfig | SequenceConfig | AstraConfig | None]
+
+
+def _strategy_faults(where: str, strategies: _Strategies) -> list[str]:
+    found, seen = [], dict[tuple[str, str], int]()
+    for index, strategy in enumerate(strategies):
+        if strategy is None:
+            continue
+        path: faults.Path = ("strategies", index)
+        shown = f"{strategy.name} {strategy.settings}".strip()
+        if (first := seen.setdefault((strategy.name, strategy.settings), index)) != index:
+            advice = "remove it or change its settings"
+            found.append(faults.fault(where, path, f"different from strategies[{first}]", shown, advice))
+        elif strategy.name == "single" and index > 0:
+            advice = "the others are compared with its answers and its latency"
+            found.append(faults.fault(where, path, "another strategy: single comes first", shown, advice))
+    return found
+
+
+def _width_faults(where: str, model: ModelConfig, strategies: _Strategies) -> list[str]:
+    width = model.preset.width
+    return [
+        faults.fault(
+            where,
+            ("strategies", index, "num_groups"),
+            f"a divisor of the model's width {width}",
+            strategy.num_groups,
+            f"the nearest is {min(_divisors(width), key=lambda n: abs(n - strategy.num_groups))}",
+        )
+        for index, strategy in enumerate(strategies)
+        if isinstance(strategy, AstraConfig) and width % strategy.num_groups
+    ]
+
+
+def _divisors(number: int) -> list[int]:
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def _input_faults(where: str, images: InputConfig) -> list[str]:
+    found = []
+    if images.placement == "replicated" and images.encoding != "raw":
+        advice = "set placement to 'terminal', or leave encoding out"
+        rule = "'raw' where placement is 'replicated', since no image is sent"
+        found.append(faults.fault(where, ("input", "encoding"), rule, images.encoding, advice))
+    if images.images != "sample" and not Path(images.images).is_dir():
+        rule, advice = "'sample' or a folder that exists", "relative paths begin where astra is started"
+        found.append(faults.fault(where, ("input", "images"), rule, images.images, advice))
+    return found
+
+
+def _model_faults(where: str, model: ModelConfig) -> list[str]:
+    found, patch = [], model.preset.patch_size
+    if model.image_size % patch:
+        nearest = max(1, round(model.image_size / patch)) * patch
+        rule = f"a multiple of the patch size {patch}"
+        found.append(
+            faults.fault(where, ("model", "image_size"), rule, model.image_size, f"the nearest is {nearest}")
+        )
+    if model.checkpoint is not None:
+        found += _checkpoint_faults(where, model, Path(model.checkpoint))
+    return found
+
+
+def _checkpoint_faults(where: str, model: ModelConfig, folder: Path) -> list[str]:
+    """Compare a checkpoint's own `config.json` with what the file asks for."""
+    path: faults.Path = ("model", "checkpoint")
+    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    if missing:
+        rule, advice = "a folder with config.json and model.safetensors", f"missing: {', '.join(missing)}"
+        return [faults.fault(where, path, rule, str(folder), advice)]
+    try:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        given = {key: stored[key] for key in _CHECKPOINT_KEYS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        advice = f"its config.json does not describe a ViT ({error!r})"
+        return [faults.fault(where, path, "a ViT checkpoint", str(folder), advice)]
+    preset = model.preset
+    asked = dict(
+        zip(
+            _CHECKPOINT_KEYS,
+            (preset.width, preset.num_heads, preset.num_layers, preset.patch_size),
+            strict=True,
+        )
+    )
+    if given != asked:
+        advice = f"size {model.size!r} has {asked}; choose the size of the checkpoint"
+        return [faults.fault(where, path, f"a checkpoint of size {model.size!r}", given, advice)]
+    return []
+
+
+_CHECKPOINT_KEYS = ("hidden_size", "num_attention_heads", "num_hidden_layers", "patch_size")
