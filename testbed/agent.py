@@ -1,0 +1,300 @@
+"""The agent: one per device, the same in every runtime.
+
+    controller --Shape--> links shaped   --Start--> program runs   --Stop/Bye--> all of it gone
+               <--Shaped--               <--Log, Row, Mark, Progress, Barrier, Exited, File, Collected--
+
+Says who it is until it is heard, obeys, and streams what the program says. If the controller falls silent, it stops the
+program and exits; after `Hold` it goes on alone. Safe as process 1: reaps orphans, forwards SIGTERM.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from testbed.device_socket import Call, DeviceSocket
+from testbed.errors import TestbedError
+from testbed.program import Program, search_path
+from testbed.protocol import (
+    FILE_CHUNK_BYTES,
+    SILENCE_LIMIT_S,
+    AgentMessage,
+    Barrier,
+    BarrierCall,
+    BarrierOpen,
+    Beat,
+    Bye,
+    Collected,
+    ControllerMessage,
+    Counters,
+    Exited,
+    Failed,
+    File,
+    Hello,
+    Hold,
+    LinkCount,
+    Log,
+    Mark,
+    MarkCall,
+    Ping,
+    Progress,
+    ProgressCall,
+    ReadCounters,
+    Row,
+    RowCall,
+    Shape,
+    Shaped,
+    Start,
+    Started,
+    Stop,
+    decode_controller,
+    encode,
+)
+from testbed.shaper import Shaper
+
+__all__ = ["Agent", "main"]
+
+HELLO_PERIOD_S = 0.2
+COLLECT_LIMIT_BYTES = 64 << 20
+log = logging.getLogger("testbed.agent")
+
+
+class Agent:
+    """One device's agent. `folder` is its own, for socket, config and output of the program."""
+
+    def __init__(self, device: str, endpoint: str, interface: str, folder: Path):
+        self._device, self._folder = device, folder
+        self._address = _ipv4_address(interface)
+        self._shaper = Shaper(interface)
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, device.encode())
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.connect(endpoint)
+        self._device_socket = DeviceSocket(folder / "socket", self._answer)
+        self._barriers: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._program: Program | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._heard_at: float | None = None
+        self._held = False
+        self._leaving = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until told to leave, until signalled, or until the controller is silent for too long."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._leaving.set)
+        tasks = [asyncio.create_task(job) for job in (self._announce(), self._listen(), self._reap())]
+        tasks.append(asyncio.create_task(self._leaving.wait()))
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await self._stop_program(grace_s=1.0)
+        await self._device_socket.close()
+        self._shaper.clear()
+        self._context.destroy(linger=1000)
+        for task in done:
+            task.result()
+
+    # Talking to the controller
+
+    async def _send(self, message: AgentMessage) -> None:
+        await self._socket.send(encode(message))
+
+    async def _announce(self) -> None:
+        """Say hello until heard (and for ever once held), and leave when the controller has gone."""
+        hello = encode(Hello(device=self._device, address=self._address, pid=os.getpid()))
+        while True:
+            if self._heard_at is None or self._held:
+                with contextlib.suppress(zmq.Again):
+                    await self._socket.send(hello, zmq.NOBLOCK)
+            elif time.monotonic() - self._heard_at > SILENCE_LIMIT_S:
+                log.error("controller silent for %s s; leaving", SILENCE_LIMIT_S)
+                return
+            await asyncio.sleep(HELLO_PERIOD_S)
+
+    async def _listen(self) -> None:
+        while True:
+            frame = await self._socket.recv()
+            self._heard_at = time.monotonic()
+            try:
+                message = decode_controller(frame)
+            except ValueError as error:
+                log.warning("dropped a frame: %s", error)
+                continue
+            if isinstance(message, Bye):
+                return
+            try:
+                await self._obey(message)
+            except TestbedError as error:
+                await self._send(Failed(error=str(error), exit_code=error.exit_code))
+
+    async def _obey(self, message: ControllerMessage) -> None:
+        match message:
+            case Shape(rules=rules):
+                self._shaper.apply(rules)
+                await self._send(Shaped(mechanism=self._shaper.mechanism()))
+            case Start():
+                await self._start(message)
+            case BarrierOpen(name=name):
+                self._barriers.pop(name, asyncio.Event()).set()
+            case ReadCounters():
+                await self._send(Counters(links=self._counters()))
+            case Stop(grace_s=grace_s):
+                await self._stop_program(grace_s)
+            case Hold():
+                self._held = True
+            case Ping():
+                await self._send(Beat())
+
+    # The program
+
+    async def _start(self, start: Start) -> None:
+        await self._stop_program(grace_s=0.0)
+        out = self._folder / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        config = self._folder / "config.json"
+        config.write_text(start.config)
+        await self._device_socket.open(start.uid)
+        if start.uid is not None:
+            os.chown(out, start.uid, -1 if start.gid is None else start.gid)
+        environment = {
+            **os.environ,
+            "PATH": search_path(),
+            **start.environment,
+            "TESTBED_CONFIG": str(config),
+            "TESTBED_SOCKET": str(self._device_socket.path),
+            "TESTBED_OUT": str(out),
+        }
+        self._program = await Program.start(
+            start.command,
+            environment=environment,
+            folder=start.folder,
+            on_line=self._forward_line,
+            uid=start.uid,
+            gid=start.gid,
+        )
+        user = pwd.getpwuid(os.geteuid() if start.uid is None else start.uid).pw_name
+        await self._send(Started(pid=self._program.pid, user=user))
+        self._watch = asyncio.create_task(self._see_it_end(self._program, out))
+
+    async def _forward_line(self, stream: str, line: str) -> None:
+        await self._send(Log(stream="stderr" if stream == "stderr" else "stdout", line=line))
+
+    async def _see_it_end(self, program: Program, out: Path) -> None:
+        code = await program.wait()
+        await self._device_socket.close()
+        await self._send(Exited(code=code, last_lines=program.last_lines))
+        await self._send(Collected(left_out=tuple(await self._send_files(out))))
+        self._program = None
+
+    async def _send_files(self, out: Path) -> list[str]:
+        """Send what the program left under TESTBED_OUT; return what was too large or not a plain file."""
+        left_out, budget = [], COLLECT_LIMIT_BYTES
+        for path in sorted(out.rglob("*")):
+            name = str(path.relative_to(out))
+            if path.is_dir() and not path.is_symlink():
+                continue
+            if path.is_symlink() or not path.is_file() or path.stat().st_size > budget:
+                left_out.append(name)
+                continue
+            budget -= path.stat().st_size
+            with path.open("rb") as file:
+                data = file.read(FILE_CHUNK_BYTES)
+                while True:
+                    following = file.read(FILE_CHUNK_BYTES)
+                    await self._send(File(path=name, data=data, last=not following))
+                    if not following:
+                        break
+                    data = following
+        return left_out
+
+    async def _stop_program(self, grace_s: float) -> None:
+        if self._program is not None:
+            await self._program.stop(grace_s)
+        if self._watch is not None:
+            await asyncio.wait([self._watch], timeout=2.0)
+
+    # What the program asks
+
+    async def _answer(self, call: Call) -> dict[str, Any]:
+        match call:
+            case RowCall(table=table, row=row):
+                await self._send(Row(table=table, row=row))
+            case ProgressCall(label=label, done=done, total=total):
+                await self._send(Progress(label=label, done=done, total=total))
+            case BarrierCall(name=name):
+                opened = self._barriers[name]
+                await self._send(Barrier(name=name))
+                await opened.wait()
+            case MarkCall(name=name):
+                links = self._counters()
+                await self._send(Mark(name=name, links=links))
+                return {"links": {source: count.model_dump() for source, count in links.items()}}
+        return {}
+
+    def _counters(self) -> dict[str, LinkCount]:
+        return {
+            source: LinkCount(
+                bytes=count.bytes, packets=count.packets, lost=count.lost, overflowed=count.overflowed
+            )
+            for source, count in self._shaper.counters().items()
+        }
+
+    # Process 1
+
+    async def _reap(self) -> None:
+        """Collect orphans when this is process 1; the program's own end is left to asyncio."""
+        while os.getpid() == 1:
+            ended = None
+            with contextlib.suppress(ChildProcessError):
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            own = self._program.pid if self._program is not None else None
+            if ended is None or ended.si_pid == own:
+                await asyncio.sleep(0.5)
+            else:
+                os.waitpid(ended.si_pid, 0)
+        await self._leaving.wait()
+
+
+def _ipv4_address(interface: str) -> str:
+    shown = subprocess.run(
+        ["ip", "-j", "-4", "address", "show", "dev", interface], capture_output=True, text=True, check=True
+    )
+    return str(json.loads(shown.stdout)[0]["addr_info"][0]["local"])
+
+
+def main() -> None:
+    """Run an agent; what it prints goes to the runtime's log of this device."""
+    parser = argparse.ArgumentParser(prog="python -m testbed.agent", description=__doc__)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--endpoint", required=True, help="the controller's ZeroMQ endpoint")
+    parser.add_argument("--interface", required=True, help="the interface of the data network")
+    parser.add_argument("--folder", required=True, type=Path, help="a working folder of its own")
+    arguments = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
+
+    async def serve() -> None:
+        await Agent(arguments.device, arguments.endpoint, arguments.interface, arguments.folder).run()
+
+    asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    main()

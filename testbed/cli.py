@@ -1,0 +1,292 @@
+"""The `testbed` command. Alone in this package, it prints and exits.
+
+Exit codes: 0 success, 1 the run failed or an expectation was not met, 2 bad input or this machine cannot do it.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from testbed import controller, doctor
+from testbed.controller import Options
+from testbed.display import Display, table_of
+from testbed.errors import InputError, TestbedError
+from testbed.runtimes import RUNTIMES, userns
+from testbed.runtimes.state import RunState
+from testbed.scenario import Scenario, json_schema, load
+
+app = typer.Typer(
+    help="Run programs on several isolated devices joined by shaped, lossy links.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console()
+errors = Console(stderr=True)
+
+ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO.yaml", help="the scenario")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="folder for the results; default results/<name>-<utc>")
+]
+RuntimeName = Annotated[str, typer.Option("--runtime", help=f"where devices live: {', '.join(RUNTIMES)}")]
+Uncapped = Annotated[
+    bool, typer.Option("--uncapped", help="run without CPU and memory limits where none can be set")
+]
+Plain = Annotated[bool, typer.Option("--plain", help="plain lines instead of a live display")]
+RunName = Annotated[str | None, typer.Option("--run", help="run id or scenario name, if several are up")]
+
+
+@app.command()
+def run(
+    scenario: ScenarioFile,
+    out: Out = None,
+    runtime: RuntimeName = "netns",
+    uncapped: Uncapped = False,
+    plain: Plain = False,
+    calibrate: Annotated[bool, typer.Option(help="measure the links first")] = True,
+    go_on: Annotated[bool, typer.Option("--go-on", help="run although a link is out of tolerance")] = False,
+    timeout_s: Annotated[
+        float | None, typer.Option(help="give up on the program after so many seconds")
+    ] = None,
+) -> None:
+    """Run a scenario: make its devices, shape and calibrate the links, run the program, report."""
+    loaded = load(scenario)
+    _need_network_namespaces()
+    options = Options(_known_runtime(runtime), out, uncapped, calibrate, go_on, timeout_s)
+    with Display(console, live=False if plain else None) as display:
+        outcome = controller.run(loaded, options, display)
+    rows = outcome.tables.get("summary", [])
+    if rows:
+        title = f"{loaded.name}: {_describe_setting(loaded)}"
+        console.print(table_of(rows, title=title))
+    for verdict in outcome.verdicts:
+        mark = "[green]met[/green]    " if verdict.met else "[red]not met[/red]"
+        console.print(f"expected, {mark}  {escape(verdict.text)}", highlight=False, soft_wrap=True)
+    console.print(f"results: {escape(str(outcome.folder))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(0 if outcome.ok else 1)
+
+
+@app.command()
+def up(scenario: ScenarioFile, runtime: RuntimeName = "netns", uncapped: Uncapped = False) -> None:
+    """Make and shape a scenario's devices and leave them standing, for `testbed exec`, until `testbed down`."""
+    loaded = load(scenario)
+    _need_network_namespaces()
+    with Display(console) as display:
+        state = controller.up(loaded, Options(_known_runtime(runtime), uncapped=uncapped), display)
+    for device, address in state.addresses.items():
+        console.print(f"{device}  {address}", highlight=False)
+    console.print(
+        f"up as {state.run_id}; try: testbed exec {state.devices[0]} -- ping -c 3 {state.addresses[state.devices[-1]]}"
+    )
+
+
+@app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def execute(
+    device: Annotated[str, typer.Argument(help="a device that is up, such as d0")],
+    command: Annotated[list[str], typer.Argument(help="the command and its arguments")],
+    run: RunName = None,
+) -> None:
+    """Run a command inside a device that `testbed up` made, with the device's links and limits."""
+    state = _find_run(run)
+    if device not in state.devices:
+        raise InputError(
+            [f"DEVICE: must be one of {', '.join(state.devices)}, got {device!r}; see testbed status"]
+        )
+    line = RUNTIMES[state.runtime](state).enter(device, command)
+    os.execvp(line[0], line)
+
+
+@app.command()
+def status(as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False) -> None:
+    """List what is running or was left behind on this machine."""
+    states = RunState.load_all()
+    if as_json:
+        sys.stdout.write(json.dumps([_describe_run(state) for state in states], indent=1) + "\n")
+        return
+    if not states:
+        console.print("nothing is up")
+    for state in states:
+        console.print(table_of([_describe_run(state)]))
+        rows = [
+            {
+                "device": device,
+                "address": state.addresses.get(device),
+                "agent": _describe_agent(state, device),
+            }
+            for device in state.devices
+        ]
+        console.print(table_of(rows))
+
+
+@app.command()
+def down(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="run ids or names; default all")
+    ] = None,
+) -> None:
+    """Remove devices: those named, or all that are up, run or were left behind."""
+    states = RunState.load_all()
+    chosen = [state for state in states if not names or state.run_id in names or state.name in names]
+    unknown = set(names or ()) - {state.run_id for state in states} - {state.name for state in states}
+    if unknown:
+        known = ", ".join(f"{state.run_id} ({state.name})" for state in states) or "none"
+        raise InputError(
+            [f"RUN: must be a run that is up, got {', '.join(sorted(unknown))!r}; up now: {known}"]
+        )
+    for state in chosen:
+        controller.down(state)
+        console.print(f"removed {state.run_id} ({state.name})", highlight=False)
+    if not chosen:
+        console.print("nothing to remove")
+
+
+@app.command()
+def calibrate(
+    scenario: ScenarioFile,
+    out: Out = None,
+    runtime: RuntimeName = "netns",
+    uncapped: Uncapped = False,
+    plain: Plain = False,
+) -> None:
+    """Measure every link of a scenario: rate, message times, round trip and loss, asked against got."""
+    loaded = load(scenario)
+    _need_network_namespaces()
+    options = Options(_known_runtime(runtime), out, uncapped)
+    with Display(console, live=False if plain else None) as display:
+        outcome = controller.calibrate(loaded, options, display)
+    console.print(table_of(outcome.tables.get("calibration", [])))
+    for verdict in outcome.verdicts:
+        if not verdict.met:
+            console.print(f"[red]out of tolerance[/red]  {escape(verdict.text)}", highlight=False)
+    console.print(f"results: {escape(str(outcome.folder))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(0 if outcome.ok else 1)
+
+
+@app.command()
+def validate(
+    scenarios: Annotated[list[Path] | None, typer.Argument(metavar="[SCENARIO.yaml]...")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="write the JSON Schema of scenario files")] = False,
+) -> None:
+    """Check scenario files, and let each workload check its own part."""
+    if schema:
+        sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+        return
+    if not scenarios:
+        raise InputError(["SCENARIO.yaml: must be at least one file, got none; or ask for --schema"])
+    faults: list[str] = []
+    for path in scenarios:
+        try:
+            controller.check(load(path))
+            console.print(f"{escape(str(path))}: ok", highlight=False, soft_wrap=True)
+        except InputError as error:
+            faults += [fault if fault.startswith(str(path)) else f"{path}: {fault}" for fault in error.faults]
+    if faults:
+        raise InputError(faults)
+
+
+@app.command("doctor")
+def examine() -> None:
+    """Say what this machine can and cannot emulate, why, and the way out."""
+    findings = doctor.examine()
+    for finding in findings:
+        mark = "[green]yes[/green]" if finding.ok else "[red]no [/red]"
+        console.print(
+            f"{mark}  [bold]{escape(finding.name)}[/bold]  {escape(finding.detail)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if not finding.ok:
+            console.print(f"     → {escape(finding.way_out)}", highlight=False, soft_wrap=True)
+
+
+@app.callback(invoke_without_command=True)
+def _version(show: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if show:
+        console.print(version("astra-testbed"), highlight=False)
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    """Run the command line; every failure becomes one message and an exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    with _reported() as fail:
+        app(standalone_mode=False)
+        fail(0)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def _reported() -> Iterator[Callable[[int], NoReturn]]:
+    try:
+        yield sys.exit
+    except KeyboardInterrupt:
+        errors.print("interrupted", style="red")
+        sys.exit(1)
+    except TestbedError as error:
+        errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _need_network_namespaces() -> None:
+    if userns.needed():
+        userns.enter()
+
+
+def _known_runtime(name: str) -> str:
+    if name not in RUNTIMES:
+        raise InputError([f"--runtime: must be one of {', '.join(RUNTIMES)}, got {name!r}"])
+    return name
+
+
+def _find_run(name: str | None) -> RunState:
+    states = [state for state in RunState.load_all() if not name or name in (state.run_id, state.name)]
+    if len(states) == 1:
+        return states[0]
+    known = ", ".join(f"{state.run_id} ({state.name})" for state in RunState.load_all()) or "none"
+    raise InputError([f"--run: must name one run that is up, got {name!r}; up now: {known}"])
+
+
+def _describe_run(state: RunState) -> dict[str, str | int | float | bool | None]:
+    how = "left behind" if state.abandoned() else "up" if state.held else "running"
+    return {
+        "run": state.run_id,
+        "name": state.name,
+        "runtime": state.runtime,
+        "devices": len(state.devices),
+        "state": how,
+    }
+
+
+def _describe_agent(state: RunState, device: str) -> str:
+    agent = state.agents.get(device)
+    if agent is None:
+        return "not started"
+    return f"alive ({agent.pid})" if agent.alive() else "gone"
+
+
+def _describe_setting(scenario: Scenario) -> str:
+    """Say in a line on what devices and links the figures below were measured."""
+    devices, links = scenario.devices, scenario.links.default
+    cpus = "uncapped" if devices.cpus is None else f"{devices.cpus:g} CPU each"
+    rate = "unshaped links" if links.rate_mbps is None else f"{links.rate_mbps:g} Mbps a link"
+    return f"{devices.count} devices, {cpus}, {rate}, {links.delay_ms:g} ms delay, {links.loss_pct:g} % loss"
+
+
+if __name__ == "__main__":
+    main()

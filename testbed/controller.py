@@ -1,0 +1,282 @@
+"""A scenario's life, from the YAML to an empty machine.
+
+    check, prepare -> create devices -> calibrate links -> shape -> limit -> run the program -> judge -> remove
+
+`run` is that life; `up` stops before the program and leaves the devices standing; `calibrate` runs nothing but the
+probe. Whatever happens in between, `_devices` removes all that was made, and the record says how it ended.
+"""
+
+import contextlib
+import json
+import os
+import pwd
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed import probe
+from testbed.display import Display
+from testbed.errors import CalibrationError, InputError, TestbedError
+from testbed.expect import Verdict, judge
+from testbed.fleet import Fleet, Identity, Job
+from testbed.program import search_path
+from testbed.record import Record, Row, describe_machine
+from testbed.runtimes import RUNTIMES, userns
+from testbed.runtimes.state import ProcessId, RunState, new_run_id
+from testbed.scenario import Scenario, device_names
+
+__all__ = ["Options", "Outcome", "calibrate", "check", "down", "remove_abandoned", "run", "up"]
+
+TERMINATE_WAIT_S = 15.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a scenario, apart from what it says."""
+
+    runtime: str = "netns"
+    out: Path | None = None
+    uncapped: bool = False
+    calibrate: bool = True
+    go_on: bool = False
+    """Run although a link measured outside its tolerance."""
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    folder: Path
+    tables: dict[str, list[Row]]
+    verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every expectation was met."""
+        return all(verdict.met for verdict in self.verdicts)
+
+
+def run(scenario: Scenario, options: Options, display: Display) -> Outcome:
+    """Run a scenario to its end. Raises TestbedError; the run folder then says `failed`."""
+    check(scenario)
+    record = Record.create(name=scenario.name, scenario=scenario.dump(), out=options.out)
+    with _recording(record):
+        identity = invoking_user()
+        _prepare(scenario, record, display, identity)
+        with _devices(scenario, options, record, display) as (fleet, _):
+            if options.calibrate:
+                display.phase("calibrating links")
+                rows = _calibrate(fleet, scenario, record, full=False)
+                _report_calibration(rows, display, go_on=options.go_on)
+            display.phase("shaping links, capping devices")
+            fleet.shape()
+            fleet.limit()
+            display.phase(f"running {' '.join(scenario.workload.command)}")
+            job = Job(
+                name=scenario.workload.command[0],
+                command=tuple(scenario.workload.command),
+                config=scenario.workload.config,
+                folder=Path.cwd(),
+                timeout_s=options.timeout_s,
+            )
+            try:
+                fleet.execute(job, identity)
+            finally:
+                record.manifest({**describe_machine(), **fleet.facts(), "options": _plain(options)})
+            _record_links(fleet, scenario, record)
+            display.phase("removing devices")
+    verdicts = judge(scenario.expect, record.tables.get("summary", []))
+    met = all(verdict.met for verdict in verdicts)
+    record.finish("ok" if met else "failed", expectations=[asdict(verdict) for verdict in verdicts])
+    return Outcome(record.folder, record.tables, tuple(verdicts))
+
+
+def calibrate(scenario: Scenario, options: Options, display: Display) -> Outcome:
+    """Measure every link of a scenario thoroughly; the rows are in the outcome's table `calibration`."""
+    record = Record.create(name=f"{scenario.name}-calibration", scenario=scenario.dump(), out=options.out)
+    with _recording(record), _devices(scenario, options, record, display) as (fleet, _):
+        display.phase("calibrating links")
+        rows = _calibrate(fleet, scenario, record, full=True)
+        record.manifest({**describe_machine(), **fleet.facts(), "options": _plain(options)})
+    verdicts = tuple(Verdict(bool(row["ok"]), probe.describe(row)) for row in rows)
+    record.finish("ok" if all(verdict.met for verdict in verdicts) else "failed")
+    return Outcome(record.folder, record.tables, verdicts)
+
+
+def up(scenario: Scenario, options: Options, display: Display) -> RunState:
+    """Make and shape a scenario's devices and leave them standing, for `exec`, until `down`."""
+    with tempfile.TemporaryDirectory(prefix="testbed-up-") as scratch:
+        record = Record.create(name=scenario.name, scenario=scenario.dump(), out=Path(scratch) / "record")
+        with _devices(scenario, options, record, display, keep=True) as (fleet, state):
+            fleet.shape()
+            fleet.limit()
+            fleet.hold()
+            return state.with_changes(held=True, addresses=fleet.addresses())
+
+
+def down(state: RunState) -> None:
+    """Remove a run's devices. A controller that still looks after them is asked to end first."""
+    if not state.held and state.controller.alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(state.controller.pid, signal.SIGTERM)
+        deadline = time.monotonic() + TERMINATE_WAIT_S
+        while state.controller.alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    if state.folder.exists():
+        RUNTIMES[state.runtime](state).remove()
+        state.forget()
+
+
+def remove_abandoned() -> list[RunState]:
+    """Remove what crashed runs left behind, and only that; return what they were."""
+    abandoned = [state for state in RunState.load_all() if state.abandoned()]
+    for state in abandoned:
+        down(state)
+    return abandoned
+
+
+def check(scenario: Scenario) -> None:
+    """Let the workload check its own configuration. Raises InputError with the faults that it printed."""
+    command = scenario.workload.check
+    if command is None:
+        return
+    with _config_file(scenario) as config:
+        try:
+            checked = subprocess.run(
+                list(command), env=_local_environment(invoking_user(), config), capture_output=True, text=True
+            )
+        except OSError as error:
+            raise InputError(
+                [f"workload.check: must name a program, got {command[0]!r} ({error})"]
+            ) from error
+    if checked.returncode != 0:
+        said = [line for line in checked.stderr.splitlines() if line.strip()]
+        raise InputError(
+            [line.replace(str(config), "workload.config") for line in said] or ["workload.check failed"]
+        )
+
+
+def invoking_user() -> Identity:
+    """The user on whose behalf we run: under sudo the one who called it, so that programs are not root."""
+    uid = os.environ.get("SUDO_UID")
+    if os.geteuid() != 0 or userns.inside() or not uid or uid == "0":
+        return Identity()
+    entry = pwd.getpwuid(int(uid))
+    return Identity(uid=entry.pw_uid, gid=entry.pw_gid, home=entry.pw_dir)
+
+
+@contextlib.contextmanager
+def _recording(record: Record) -> Iterator[None]:
+    """Mark the record failed or interrupted if the block does not end well."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        record.finish("interrupted", error="interrupted")
+        raise
+    except TestbedError as error:
+        record.finish("failed", error=str(error))
+        raise
+    except BaseException as error:
+        record.finish("failed", error=repr(error))
+        raise
+
+
+@contextlib.contextmanager
+def _devices(
+    scenario: Scenario, options: Options, record: Record, display: Display, *, keep: bool = False
+) -> Iterator[tuple[Fleet, RunState]]:
+    """Make a scenario's devices; remove them at the end, unless `keep` is set and the block ended well."""
+    for left in remove_abandoned():
+        display.say(f"removed what run {left.run_id} ({left.name}) left behind")
+    state = RunState(
+        run_id=new_run_id(),
+        name=scenario.name,
+        runtime=options.runtime,
+        devices=device_names(scenario.devices.count),
+        controller=ProcessId.of(os.getpid()),
+        scenario=scenario.dump(),
+    )
+    state.save()
+    runtime = RUNTIMES[options.runtime](state, uncapped=options.uncapped)
+    finished = False
+    try:
+        display.phase(f"starting {scenario.devices.count} devices ({options.runtime})")
+        with Fleet(scenario, runtime, record, display) as fleet:
+            fleet.create()
+            state = state.with_changes(agents=runtime.agents())
+            yield fleet, state
+            finished = True
+    finally:
+        if not (keep and finished):
+            with _uninterrupted():
+                runtime.remove()
+                state.forget()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let an impatient second Ctrl-C not stop the clean-up."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _prepare(scenario: Scenario, record: Record, display: Display, identity: Identity) -> None:
+    """Run the workload's `prepare` once, here, before any device exists."""
+    command = scenario.workload.prepare
+    if command is None:
+        return
+    display.phase(f"preparing: {' '.join(command)}")
+    with _config_file(scenario) as config:
+        process = subprocess.Popen(
+            list(command),
+            env=_local_environment(identity, config),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            user=identity.uid,
+            group=identity.gid,
+        )
+        with process:
+            try:
+                for line in process.stdout or ():
+                    record.log("prepare", line.rstrip("\n"))
+                    display.say(f"  {line.rstrip()}")
+            except BaseException:
+                process.terminate()
+                raise
+    if process.returncode != 0:
+        error = InputError if process.returncode == InputError.exit_code else TestbedError
+        message = f"workload.prepare: {' '.join(command)} ended with exit code {process.returncode}; see logs/prepare.log"
+        raise error([message]) if error is InputError else TestbedError(message)
+
+
+@contextlib.contextmanager
+def _config_file(scenario: Scenario) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="testbed-") as scratch:
+        folder = Path(scratch)
+        folder.chmod(0o755)
+        config = folder / "config.json"
+        config.write_text(json.dumps(scenario.workload.config))
+        yield config
+
+
+def _local_environment(identity: Identity, config: Path) -> dict[str, str]:
+    """Environment of a program that runs on the controller's own machine (check, prepare)."""
+    return {**os.environ, **identity.environment(), "PATH": search_path(), "TESTBED_CONFIG": str(config)}
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}

@@ -1,0 +1,121 @@
+"""What a person sees while a scenario runs, and the table at the end.
+
+A terminal gets one live line with a spinner, the phase and a progress bar; anything else gets plain lines, one a phase
+and at most one a tenth of the way. Columns are formatted by the unit at the end of their name.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+__all__ = ["Display", "format_value", "table_of"]
+
+Value = str | int | float | bool | None
+
+
+class Display:
+    """Live progress of one run on a console."""
+
+    def __init__(self, console: Console, *, live: bool | None = None):
+        self.console = console
+        self._live = console.is_terminal if live is None else live
+        self._started = time.monotonic()
+        self._tenth = ("", -1)
+        # fmt: off
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TimeElapsedColumn(), console=console, transient=True, disable=not self._live,
+        )
+        # fmt: on
+        self._task = self._progress.add_task("starting", total=None)
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def phase(self, text: str) -> None:
+        """Say what begins now."""
+        self._progress.reset(self._task, description=text, total=None)
+        self.say(text)
+
+    def say(self, text: str) -> None:
+        """Print a line above the live display."""
+        elapsed = time.monotonic() - self._started
+        self._progress.console.print(f"[dim]{elapsed:6.1f} s[/dim]  {escape(text)}", highlight=False)
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        """Say how far the program is."""
+        self._progress.update(self._task, description=escape(label), completed=done, total=total)
+        tenth = (label, 10 * done // max(total, 1))
+        if not self._live and tenth != self._tenth:
+            self.say(f"{label} {done}/{total}")
+        self._tenth = tenth
+
+
+def table_of(rows: Sequence[Mapping[str, Value]], *, title: str | None = None) -> Table:
+    """Make a table of rows that share their columns; a column that is empty throughout is left out."""
+    columns = [
+        name for name in dict.fromkeys(name for row in rows for name in row) if _worth_showing(name, rows)
+    ]
+    table = Table(title=title, title_justify="left", header_style="bold", show_lines=False)
+    for name in columns:
+        numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
+        table.add_column(_heading(name), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(format_value(name, row.get(name))) for name in columns))
+    return table
+
+
+def _worth_showing(name: str, rows: Sequence[Mapping[str, Value]]) -> bool:
+    return any(row.get(name) not in (None, "") for row in rows)
+
+
+def _heading(name: str) -> str:
+    words = name
+    for suffix in ("_s", "_pct"):
+        words = words.removesuffix(suffix)
+    return words.replace("_", " ")
+
+
+def format_value(name: str, value: Value) -> str:
+    """Format a value by the unit in its column's name."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    if name.endswith("_s"):
+        return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.1f} ms"
+    if name.endswith("_pct"):
+        return f"{value:.4g} %"
+    if "speedup" in name:
+        return f"{value:.2f}×"
+    if "bytes" in name:
+        return _format_bytes(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _format_bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

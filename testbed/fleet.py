@@ -1,0 +1,376 @@
+"""The agents of one run, seen from the controller: what each was told and what it said.
+
+    controller --create, shape, execute, ...--> Fleet --protocol over ROUTER--> agent, agent, ...
+                                                  └── rows, logs, marks, files --> Record, progress --> Display
+
+Every wait has a deadline and names the devices that did not answer. Knows nothing of what the program computes, where
+devices live (a `Runtime` does) or how a link is shaped (an agent does).
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import zmq
+
+from testbed.display import Display
+from testbed.errors import DeviceError, UnsupportedError
+from testbed.links import rules_for
+from testbed.protocol import (
+    PING_PERIOD_S,
+    AgentMessage,
+    Barrier,
+    BarrierOpen,
+    Beat,
+    Bye,
+    Collected,
+    ControllerMessage,
+    Counters,
+    Exited,
+    Failed,
+    File,
+    Hello,
+    Hold,
+    LinkCount,
+    Log,
+    Mark,
+    Ping,
+    Progress,
+    ReadCounters,
+    Row,
+    Shape,
+    Shaped,
+    Start,
+    Started,
+    Stop,
+    decode_agent,
+    encode,
+)
+from testbed.record import Record
+from testbed.runtimes import Runtime
+from testbed.scenario import DeviceSpec, Scenario, device_names
+
+__all__ = ["Fleet", "Identity", "Job"]
+
+REGISTER_TIMEOUT_S = 30.0
+SHAPE_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 10.0
+COLLECT_TIMEOUT_S = 10.0
+STOP_GRACE_S = 0.5
+POLL_MS = 100
+MASTER_PORT = 29500
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The user that programs run as; None keeps the agents' own."""
+
+    uid: int | None = None
+    gid: int | None = None
+    home: str | None = None
+
+    def environment(self) -> dict[str, str]:
+        """Return what the user's programs need in their environment."""
+        return {} if self.home is None else {"HOME": self.home}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program to run on every device, and what it gets as configuration."""
+
+    name: str
+    command: tuple[str, ...]
+    config: Mapping[str, object]
+    folder: Path
+    timeout_s: float | None = None
+
+
+@dataclass
+class _Device:
+    """What is known of one device."""
+
+    rank: int
+    spec: DeviceSpec
+    address: str | None = None
+    shaped: bool = False
+    mechanism: dict[str, str] = field(default_factory=dict)
+    started: bool = False
+    user: str = ""
+    exited: Exited | None = None
+    collected: bool = False
+    counters: dict[str, LinkCount] | None = None
+
+
+class Fleet:
+    """The controlling end of one run's devices. Use as a context manager: leaving it tells the agents to leave."""
+
+    def __init__(self, scenario: Scenario, runtime: Runtime, record: Record, display: Display):
+        self._scenario, self._runtime, self._record, self._display = scenario, runtime, record, display
+        names = device_names(scenario.devices.count)
+        self._devices = {name: _Device(rank, scenario.devices.spec(name)) for rank, name in enumerate(names)}
+        self._barriers: dict[str, set[str]] = {}
+        self._pinged_at = 0.0
+        self._held = False
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._socket.setsockopt(zmq.LINGER, 500)
+
+    def __enter__(self) -> "Controller":
+        self._socket.bind(self._runtime.endpoint())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._held:
+            self._broadcast(Bye())
+        self._context.destroy(linger=500)
+
+    # Devices and links
+
+    def create(self) -> None:
+        """Make the devices and wait until every agent has said who it is."""
+        self._runtime.create({name: device.spec for name, device in self._devices.items()})
+        self.register()
+
+    def register(self) -> None:
+        """Wait for the agents. Raises DeviceError naming the devices that never showed up."""
+        self._wait(
+            lambda: not self._lacking(lambda device: device.address is not None),
+            REGISTER_TIMEOUT_S,
+            lambda: (
+                f"agent of {self._lacking_text(lambda device: device.address is not None)} never reported"
+            ),
+        )
+
+    def shape(self, *, with_loss: bool = True) -> None:
+        """Put the scenario's links into the kernel of every device, loss patterns and counters at zero."""
+        addresses = self.addresses()
+        for name, device in self._devices.items():
+            device.shaped = False
+            rules = rules_for(self._scenario, name, addresses)
+            self._send(name, Shape(rules=rules if with_loss else rules.without_loss()))
+        self._wait(
+            lambda: not self._lacking(lambda device: device.shaped),
+            SHAPE_TIMEOUT_S,
+            lambda: f"links of {self._lacking_text(lambda device: device.shaped)} were not shaped",
+        )
+
+    def limit(self) -> None:
+        """Put CPU and memory limits on the devices."""
+        self._runtime.limit({name: device.spec for name, device in self._devices.items()})
+
+    # Programs
+
+    def execute(self, job: Job, identity: Identity) -> None:
+        """Run a program on every device to its end.
+
+        Raises DeviceError as soon as a device's program fails, naming the device, its exit code and its last lines.
+        """
+        try:
+            self._start(job, identity)
+            self._wait(
+                lambda: not self._lacking(lambda device: device.exited is not None),
+                job.timeout_s,
+                lambda: (
+                    f"{job.name} on {self._lacking_text(lambda device: device.exited is not None)} did not end"
+                ),
+            )
+        finally:
+            self._stop_and_collect()
+
+    def counters(self) -> dict[str, dict[str, LinkCount]]:
+        """Read the counters of every link, by destination and source."""
+        for device in self._devices.values():
+            device.counters = None
+        self._broadcast(ReadCounters())
+        self._wait(
+            lambda: not self._lacking(lambda device: device.counters is not None),
+            START_TIMEOUT_S,
+            lambda: f"{self._lacking_text(lambda device: device.counters is not None)} sent no counters",
+        )
+        return {name: device.counters or {} for name, device in self._devices.items()}
+
+    def hold(self) -> None:
+        """Leave the devices running on their own."""
+        self._broadcast(Hold())
+        self._held = True
+
+    def addresses(self) -> dict[str, str]:
+        """Return the data address of every registered device."""
+        return {name: device.address for name, device in self._devices.items() if device.address is not None}
+
+    def facts(self) -> dict[str, object]:
+        """Say how links and programs were really set up, for the manifest."""
+        first = next(iter(self._devices.values()))
+        return {"mechanism": first.mechanism, "program_user": first.user, "addresses": self.addresses()}
+
+    def _start(self, job: Job, identity: Identity) -> None:
+        self._barriers.clear()
+        master = self._devices[next(iter(self._devices))].address or ""
+        for name, device in self._devices.items():
+            device.started, device.exited, device.collected = False, None, False
+            environment = {
+                **identity.environment(),
+                "RANK": str(device.rank),
+                "WORLD_SIZE": str(len(self._devices)),
+                "LOCAL_RANK": "0",
+                "MASTER_ADDR": master,
+                "MASTER_PORT": str(MASTER_PORT),
+                "OMP_NUM_THREADS": str(math.ceil(device.spec.cpus or os.cpu_count() or 1)),
+                "PYTHONUNBUFFERED": "1",
+                "TESTBED_DEVICE": name,
+            }
+            start = Start(
+                command=job.command,
+                environment=environment,
+                config=json.dumps(job.config),
+                folder=str(job.folder),
+                uid=identity.uid,
+                gid=identity.gid,
+            )
+            self._send(name, start)
+        self._wait(
+            lambda: not self._lacking(lambda device: device.started),
+            START_TIMEOUT_S,
+            lambda: f"{job.name} on {self._lacking_text(lambda device: device.started)} did not start",
+        )
+
+    def _stop_and_collect(self) -> None:
+        """End what still runs and take in the files that the programs left."""
+        for name, device in self._devices.items():
+            if device.started and device.exited is None and name not in self._runtime.exited():
+                self._send(name, Stop(grace_s=STOP_GRACE_S))
+        deadline = time.monotonic() + COLLECT_TIMEOUT_S
+        while time.monotonic() < deadline:
+            gone = self._runtime.exited()
+            if all(
+                device.collected or not device.started or name in gone
+                for name, device in self._devices.items()
+            ):
+                break
+            self._pump(stopping=True)
+        self._record.merge_timelines()
+
+    # Messages
+
+    def _wait(self, done: Callable[[], bool], timeout_s: float | None, complaint: Callable[[], str]) -> None:
+        """Handle messages until `done`; after `timeout_s` raise DeviceError with `complaint`."""
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while not done():
+            if time.monotonic() > deadline:
+                raise DeviceError(f"{complaint()} within {timeout_s:g} s")
+            self._pump()
+            self._check_agents()
+
+    def _pump(self, *, stopping: bool = False) -> None:
+        """Handle the messages that are there, waiting up to `POLL_MS` for the first."""
+        now = time.monotonic()
+        if now - self._pinged_at > PING_PERIOD_S:
+            self._pinged_at = now
+            self._broadcast(Ping())
+        timeout = POLL_MS
+        while self._socket.poll(timeout):
+            timeout = 0
+            identity, frame = self._socket.recv_multipart()
+            name = identity.decode(errors="replace")
+            if name not in self._devices:
+                self._record.log("testbed", f"dropped a frame from unknown device {name!r}")
+                continue
+            try:
+                message = decode_agent(frame)
+            except ValueError as error:
+                self._record.log("testbed", f"dropped a frame from {name}: {error}")
+                continue
+            self._handle(name, self._devices[name], message, stopping=stopping)
+
+    def _handle(self, name: str, device: _Device, message: AgentMessage, *, stopping: bool) -> None:  # noqa: C901
+        match message:
+            case Hello(address=address):
+                device.address = address
+            case Shaped(mechanism=mechanism):
+                device.shaped, device.mechanism = True, mechanism
+            case Started(user=user):
+                device.started, device.user = True, user
+            case Log(line=line):
+                self._record.log(name, line)
+            case Row(table=table, row=row):
+                self._record.row(table, row)
+            case Mark(name=mark, links=links):
+                self._record_mark(name, mark, links)
+            case Progress(label=label, done=done, total=total):
+                self._display.progress(label, done, total)
+            case Barrier(name=barrier):
+                self._reach(name, barrier)
+            case Counters(links=links):
+                device.counters = links
+            case File(path=path, data=data):
+                self._record.file(name, path, data)
+            case Exited():
+                device.exited = message
+                if message.code != 0 and not stopping:
+                    raise DeviceError(self._describe_exit(name, message))
+            case Collected(left_out=left_out):
+                device.collected = True
+                if left_out:
+                    self._record.log(name, f"[not collected: {', '.join(left_out)}]")
+            case Failed(error=error, exit_code=exit_code):
+                raise (UnsupportedError if exit_code == UnsupportedError.exit_code else DeviceError)(
+                    f"device {name}: {error}"
+                )
+            case Beat():
+                pass
+
+    def _record_mark(self, name: str, mark: str, links: Mapping[str, LinkCount]) -> None:
+        for source, count in links.items():
+            self._record.row(
+                "marks", {"mark": mark, "source": source, "destination": name, **count.model_dump()}
+            )
+
+    def _reach(self, name: str, barrier: str) -> None:
+        waiting = self._barriers.setdefault(barrier, set())
+        waiting.add(name)
+        if len(waiting) == len(self._devices):
+            del self._barriers[barrier]
+            self._broadcast(BarrierOpen(name=barrier))
+            return
+        ended = [other for other, device in self._devices.items() if device.exited is not None]
+        if ended:
+            raise DeviceError(f"device {name} waits at barrier {barrier!r}, but {', '.join(ended)} has ended")
+
+    def _describe_exit(self, name: str, exited: Exited) -> str:
+        how = f"exit code {exited.code}" if exited.code >= 0 else f"signal {-exited.code}"
+        if self._runtime.out_of_memory(name):
+            how += f" (out of memory: the device has {self._devices[name].spec.memory_mb} MB)"
+        said = "\n".join(f"    {line}" for line in exited.last_lines) or "    (it printed nothing)"
+        return f"device {name}: the program ended with {how}; its last lines:\n{said}"
+
+    def _check_agents(self) -> None:
+        for name, code in self._runtime.exited().items():
+            said = "\n".join(f"    {line}" for line in self._runtime.agent_log(name).splitlines()[-20:])
+            raise DeviceError(f"device {name}: its agent ended with status {code}; its last lines:\n{said}")
+
+    def _lacking(self, has: Callable[[_Device], bool]) -> list[str]:
+        return [name for name, device in self._devices.items() if not has(device)]
+
+    def _lacking_text(self, has: Callable[[_Device], bool]) -> str:
+        return ", ".join(self._lacking(has))
+
+    def _broadcast(self, message: ControllerMessage) -> None:
+        for name, device in self._devices.items():
+            if device.address is not None:
+                self._send(name, message)
+
+    def _send(self, name: str, message: ControllerMessage) -> None:
+        try:
+            self._socket.send_multipart([name.encode(), encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            # An agent that died is reported with its status by `_check_agents`; a ping to it is not the news.
+            self._record.log("testbed", f"could not send {message.kind} to {name}: {error}")

@@ -1,0 +1,67 @@
+"""Where devices live: one `Runtime` per kind of isolation.
+
+    controller --create--> Runtime --starts--> one agent per device --connects back--> controller
+
+A runtime makes devices, the data network between them and nothing else: links are shaped by the agents. Everything it
+makes bears the run's id, so that `remove` finds it again after a crash, in another process.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from testbed.runtimes.netns import NetnsRuntime
+from testbed.runtimes.state import ProcessId, RunState
+from testbed.scenario import DeviceSpec
+
+__all__ = ["RUNTIMES", "Runtime", "RuntimeKind"]
+
+
+class Runtime(Protocol):
+    """The devices of one run."""
+
+    def endpoint(self) -> str:
+        """ZeroMQ endpoint that the controller binds and the agents connect to."""
+        ...
+
+    def create(self, specs: Mapping[str, DeviceSpec]) -> None:
+        """Make devices and data network, start every agent. Raises RuntimeFailureError, UnsupportedError."""
+        ...
+
+    def limit(self, specs: Mapping[str, DeviceSpec]) -> None:
+        """Put CPU and memory limits on the devices."""
+        ...
+
+    def agents(self) -> dict[str, ProcessId]:
+        """Identify the agent processes, for the run's state."""
+        ...
+
+    def exited(self) -> dict[str, int]:
+        """Exit status of each agent that is no longer running, by device."""
+        ...
+
+    def agent_log(self, device: str) -> str:
+        """What the agent itself wrote, for error messages."""
+        ...
+
+    def out_of_memory(self, device: str) -> bool:
+        """Whether the kernel has killed a process of this device for want of memory."""
+        ...
+
+    def enter(self, device: str, command: Sequence[str]) -> list[str]:
+        """Command line that runs `command` inside a device, limits included."""
+        ...
+
+    def remove(self) -> None:
+        """Remove all that bears the run's id; idempotent, also after a crash. Never touches anything else."""
+        ...
+
+
+class RuntimeKind(Protocol):
+    """What makes a `Runtime`: its class."""
+
+    def __call__(self, state: RunState, *, uncapped: bool = False) -> Runtime:
+        """Speak for the devices of the run that `state` describes, existing or not."""
+        ...
+
+
+RUNTIMES: dict[str, RuntimeKind] = {"netns": NetnsRuntime}

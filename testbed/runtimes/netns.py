@@ -1,0 +1,216 @@
+"""Devices as network namespaces on one machine: nothing needed but Linux.
+
+    tb-<id>-sw                 a namespace of its own for the switch: a plain bridge. In the root namespace, a Docker
+      br0 ── p0 ── p1 ── …     engine's bridge netfilter and FORWARD DROP policy would swallow its frames.
+             │     │
+      tb-<id>-d0   tb-<id>-d1  one namespace a device: eth0 with 10.77.0.<rank + 1>, every peer a permanent neighbour,
+                               one agent, reached over a Unix socket, never over the data network
+
+Uses the `ip` program; shapes nothing (agents do). CPU and memory limits are control groups.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from testbed.errors import RuntimeFailureError
+from testbed.runtimes.cgroups import DeviceGroups, find_hierarchies
+from testbed.runtimes.state import ProcessId, RunState
+from testbed.scenario import DeviceSpec
+
+__all__ = ["NetnsRuntime"]
+
+SUBNET = "10.77.0"
+INTERFACE = "eth0"
+KILL_WAIT_S = 2.0
+# Joins control groups by writing its own process id, then becomes the command behind "--".
+_JOIN = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 70; shift; done; shift; exec "$@"'
+
+
+class NetnsRuntime:
+    """The devices of one run, each a network namespace with a control group."""
+
+    name = "netns"
+
+    def __init__(self, state: RunState, *, uncapped: bool = False):
+        self._state = state
+        self._agents: dict[str, subprocess.Popen[bytes]] = {}
+        self._groups = None if uncapped else DeviceGroups(state.run_id, find_hierarchies())
+
+    def endpoint(self) -> str:
+        """ZeroMQ endpoint that the controller binds and the agents connect to."""
+        return f"ipc://{self._state.folder}/control.sock"
+
+    def create(self, specs: Mapping[str, DeviceSpec]) -> None:
+        """Make switch, devices and control groups, and start every agent."""
+        if any(spec.accelerator == "cuda" for spec in specs.values()) and not Path("/dev/nvidiactl").exists():
+            raise RuntimeFailureError(
+                "devices.accelerator: cuda must find /dev/nvidiactl, got no such device"
+            )
+        self._make_switch()
+        for rank, device in enumerate(specs):
+            if self._groups is not None:
+                self._groups.create(device)
+            self._make_device(rank, device, list(specs))
+        for device in specs:
+            self._start_agent(device)
+
+    def limit(self, specs: Mapping[str, DeviceSpec]) -> None:
+        """Put CPU and memory limits on the devices, unless the run is uncapped."""
+        if self._groups is not None:
+            for device, spec in specs.items():
+                self._groups.limit(device, cpus=spec.cpus, memory_mb=spec.memory_mb)
+
+    def agents(self) -> dict[str, ProcessId]:
+        """Identify the agent processes, for the run's state."""
+        return {device: ProcessId.of(process.pid) for device, process in self._agents.items()}
+
+    def exited(self) -> dict[str, int]:
+        """Exit status of each agent that is no longer running, by device."""
+        polled = {device: process.poll() for device, process in self._agents.items()}
+        return {device: code for device, code in polled.items() if code is not None}
+
+    def agent_log(self, device: str) -> str:
+        """What the agent itself wrote, for error messages."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self._folder(device) / "agent.log").read_text(errors="replace")
+        return ""
+
+    def out_of_memory(self, device: str) -> bool:
+        """Whether the kernel has killed a process of this device for want of memory."""
+        return self._groups is not None and self._groups.out_of_memory(device)
+
+    def enter(self, device: str, command: Sequence[str]) -> list[str]:
+        """Command line that runs `command` inside a device, limits included."""
+        agent = self._state.agents[device]
+        if not agent.alive():
+            raise RuntimeFailureError(
+                f"device {device}: agent {agent.pid} must be alive, got none; testbed down"
+            )
+        user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
+        inner = ["nsenter", "--target", str(agent.pid), *user, "--mount", "--net", "--", *command]
+        return self._joining(device, inner)
+
+    def remove(self) -> None:
+        """Remove all that bears the run's id; idempotent, also after a crash."""
+        for agent in {**self._state.agents, **self._living_agents()}.values():
+            if agent.alive():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(agent.pid, signal.SIGKILL)
+        if self._groups is not None:
+            self._groups.remove()
+        self._remove_namespaces()
+        for process in self._agents.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(KILL_WAIT_S)
+
+    # Making
+
+    def _make_switch(self) -> None:
+        switch = self._namespace("sw")
+        _ip("netns", "add", switch)
+        _ip("-n", switch, "link", "set", "lo", "up")
+        # Without snooping the bridge sends no queries of its own, so that all packets counted are the program's.
+        _ip("-n", switch, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0", "stp_state", "0")
+        self._disable_ipv6(switch)
+        _ip("-n", switch, "link", "set", "br0", "up")
+
+    def _make_device(self, rank: int, device: str, devices: Sequence[str]) -> None:
+        switch, namespace, port = self._namespace("sw"), self._namespace(device), f"p{rank}"
+        _ip("netns", "add", namespace)
+        self._disable_ipv6(namespace)
+        link = ["link", "add", port, "type", "veth", "peer", "name", INTERFACE, "address", _mac(rank)]
+        _ip("-n", switch, *link, "netns", namespace)
+        _ip("-n", switch, "link", "set", port, "master", "br0", "up")
+        _ip("-n", namespace, "link", "set", "lo", "up")
+        _ip("-n", namespace, "address", "add", f"{SUBNET}.{rank + 1}/24", "dev", INTERFACE)
+        _ip("-n", namespace, "link", "set", INTERFACE, "up")
+        for peer in range(len(devices)):
+            if peer != rank:
+                # fmt: off
+                _ip("-n", namespace, "neighbour", "replace", f"{SUBNET}.{peer + 1}", "lladdr", _mac(peer),
+                    "dev", INTERFACE, "nud", "permanent")
+                # fmt: on
+
+    @staticmethod
+    def _disable_ipv6(namespace: str) -> None:
+        # Neighbour discovery and router solicitations would be packets that nobody sent. Not every kernel has IPv6.
+        script = (
+            "[ ! -e /proc/sys/net/ipv6 ] || echo 1 | tee /proc/sys/net/ipv6/conf/*/disable_ipv6 >/dev/null"
+        )
+        _ip("netns", "exec", namespace, "sh", "-c", script)
+
+    def _start_agent(self, device: str) -> None:
+        folder = self._folder(device)
+        folder.mkdir(parents=True, exist_ok=True)
+        # fmt: off
+        agent = ["ip", "netns", "exec", self._namespace(device), sys.executable, "-m", "testbed.agent",
+                 "--device", device, "--endpoint", self.endpoint(), "--interface", INTERFACE, "--folder", str(folder)]
+        # fmt: on
+        with (folder / "agent.log").open("wb") as log:
+            self._agents[device] = subprocess.Popen(
+                self._joining(device, agent),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _joining(self, device: str, command: Sequence[str]) -> list[str]:
+        files = [] if self._groups is None else [str(path) for path in self._groups.files(device)]
+        return ["sh", "-c", _JOIN, "sh", *files, "--", *command]
+
+    # Finding and removing
+
+    def _living_agents(self) -> dict[str, ProcessId]:
+        found = {}
+        for device, process in self._agents.items():
+            with contextlib.suppress(ProcessLookupError):
+                found[device] = ProcessId.of(process.pid)
+        return found
+
+    def _remove_namespaces(self) -> None:
+        listed = subprocess.run(["ip", "-j", "netns", "list"], capture_output=True, text=True)
+        names = [entry["name"] for entry in json.loads(listed.stdout or "[]")]
+        for name in names:
+            if name.startswith(self._namespace("")):
+                _kill_all_in(name)
+                _ip("netns", "delete", name)
+
+    def _namespace(self, name: str) -> str:
+        return f"tb-{self._state.run_id}-{name}"
+
+    def _folder(self, device: str) -> Path:
+        return self._state.folder / device
+
+
+def _kill_all_in(namespace: str) -> None:
+    """Kill every process in a namespace of ours and wait until none is left."""
+    deadline = time.monotonic() + KILL_WAIT_S
+    while time.monotonic() < deadline:
+        listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)
+        pids = [int(pid) for pid in listed.stdout.split()]
+        if not pids:
+            return
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _mac(rank: int) -> str:
+    return f"02:00:0a:4d:00:{rank + 1:02x}"
+
+
+def _ip(*arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeFailureError(
+            f"ip {' '.join(arguments)}: must succeed, got status {done.returncode}: {done.stderr.strip()}"
+        )
