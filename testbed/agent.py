@@ -251,9 +251,7 @@ class Agent:
 
     def _counters(self) -> dict[str, LinkCount]:
         return {
-            source: LinkCount(
-                bytes=count.bytes, packets=count.packets, lost=count.lost, overflowed=count.overflowed
-            )
+            source: LinkCount(bytes=count.bytes, packets=count.packets, lost=count.lost, overflowed=count.overflowed)
             for source, count in self._shaper.counters().items()
         }
 

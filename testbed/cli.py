@@ -36,13 +36,9 @@ console = Console()
 errors = Console(stderr=True)
 
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO.yaml", help="the scenario")]
-Out = Annotated[
-    Path | None, typer.Option("--out", help="folder for the results; default results/<name>-<utc>")
-]
+Out = Annotated[Path | None, typer.Option("--out", help="folder for the results; default results/<name>-<utc>")]
 RuntimeName = Annotated[str, typer.Option("--runtime", help=f"where devices live: {', '.join(RUNTIMES)}")]
-Uncapped = Annotated[
-    bool, typer.Option("--uncapped", help="run without CPU and memory limits where none can be set")
-]
+Uncapped = Annotated[bool, typer.Option("--uncapped", help="run without CPU and memory limits where none can be set")]
 Plain = Annotated[bool, typer.Option("--plain", help="plain lines instead of a live display")]
 RunName = Annotated[str | None, typer.Option("--run", help="run id or scenario name, if several are up")]
 
@@ -56,9 +52,7 @@ def run(
     plain: Plain = False,
     calibrate: Annotated[bool, typer.Option(help="measure the links first")] = True,
     go_on: Annotated[bool, typer.Option("--go-on", help="run although a link is out of tolerance")] = False,
-    timeout_s: Annotated[
-        float | None, typer.Option(help="give up on the program after so many seconds")
-    ] = None,
+    timeout_s: Annotated[float | None, typer.Option(help="give up on the program after so many seconds")] = None,
 ) -> None:
     """Run a scenario: make its devices, shape and calibrate the links, run the program, report."""
     loaded = load(scenario)
@@ -100,9 +94,7 @@ def execute(
     """Run a command inside a device that `testbed up` made, with the device's links and limits."""
     state = _find_run(run)
     if device not in state.devices:
-        raise InputError(
-            [f"DEVICE: must be one of {', '.join(state.devices)}, got {device!r}; see testbed status"]
-        )
+        raise InputError([f"DEVICE: must be one of {', '.join(state.devices)}, got {device!r}; see testbed status"])
     line = RUNTIMES[state.runtime](state).enter(device, command)
     os.execvp(line[0], line)
 
@@ -131,9 +123,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="for programs")]
 
 @app.command()
 def down(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="run ids or names; default all")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="run ids or names; default all")] = None,
 ) -> None:
     """Remove devices: those named, or all that are up, run or were left behind."""
     states = RunState.load_all()
@@ -141,9 +131,7 @@ def down(
     unknown = set(names or ()) - {state.run_id for state in states} - {state.name for state in states}
     if unknown:
         known = ", ".join(f"{state.run_id} ({state.name})" for state in states) or "none"
-        raise InputError(
-            [f"RUN: must be a run that is up, got {', '.join(sorted(unknown))!r}; up now: {known}"]
-        )
+        raise InputError([f"RUN: must be a run that is up, got {', '.join(sorted(unknown))!r}; up now: {known}"])
     for state in chosen:
         controller.down(state)
         console.print(f"removed {state.run_id} ({state.name})", highlight=False)

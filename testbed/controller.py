@@ -152,14 +152,10 @@ def check(scenario: Scenario) -> None:
                 list(command), env=_local_environment(invoking_user(), config), capture_output=True, text=True
             )
         except OSError as error:
-            raise InputError(
-                [f"workload.check: must name a program, got {command[0]!r} ({error})"]
-            ) from error
+            raise InputError([f"workload.check: must name a program, got {command[0]!r} ({error})"]) from error
     if checked.returncode != 0:
         said = [line for line in checked.stderr.splitlines() if line.strip()]
-        raise InputError(
-            [line.replace(str(config), "workload.config") for line in said] or ["workload.check failed"]
-        )
+        raise InputError([line.replace(str(config), "workload.config") for line in said] or ["workload.check failed"])
 
 
 def invoking_user() -> Identity:
@@ -259,7 +255,9 @@ def _prepare(scenario: Scenario, record: Record, display: Display, identity: Ide
                 raise
     if process.returncode != 0:
         error = InputError if process.returncode == InputError.exit_code else TestbedError
-        message = f"workload.prepare: {' '.join(command)} ended with exit code {process.returncode}; see logs/prepare.log"
+        message = (
+            f"workload.prepare: {' '.join(command)} ended with exit code {process.returncode}; see logs/prepare.log"
+        )
         raise error([message]) if error is InputError else TestbedError(message)
 
 

@@ -55,9 +55,7 @@ class DeviceSocket:
                 try:
                     line = await reader.readline()
                 except ValueError:
-                    await _reply(
-                        writer, {"ok": False, "error": f"request must be under {REQUEST_LIMIT_BYTES} bytes"}
-                    )
+                    await _reply(writer, {"ok": False, "error": f"request must be under {REQUEST_LIMIT_BYTES} bytes"})
                     break
                 if not line:
                     break

@@ -71,9 +71,7 @@ class Display:
 
 def table_of(rows: Sequence[Mapping[str, Value]], *, title: str | None = None) -> Table:
     """Make a table of rows that share their columns; a column that is empty throughout is left out."""
-    columns = [
-        name for name in dict.fromkeys(name for row in rows for name in row) if _worth_showing(name, rows)
-    ]
+    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if _worth_showing(name, rows)]
     table = Table(title=title, title_justify="left", header_style="bold", show_lines=False)
     for name in columns:
         numeric = all(isinstance(row.get(name), int | float | None) for row in rows)

@@ -28,9 +28,7 @@ def _judge_one(expectation: Expectation, rows: Sequence[Mapping[str, Value]]) ->
     rule = _rule(expectation)
     chosen = [row for row in rows if all(row.get(name) == value for name, value in expectation.where.items())]
     if not chosen:
-        return Verdict(
-            False, f"{expectation.metric} ({where}) must be {rule}, got no such row in the summary"
-        )
+        return Verdict(False, f"{expectation.metric} ({where}) must be {rule}, got no such row in the summary")
     values = [row.get(expectation.metric) for row in chosen]
     met = all(_meets(expectation, value) for value in values)
     shown = ", ".join(f"{value:.4g}" if isinstance(value, float) else repr(value) for value in values)

@@ -122,7 +122,7 @@ class Fleet:
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._socket.setsockopt(zmq.LINGER, 500)
 
-    def __enter__(self) -> "Controller":
+    def __enter__(self) -> "Fleet":
         self._socket.bind(self._runtime.endpoint())
         return self
 
@@ -145,9 +145,7 @@ class Fleet:
         self._wait(
             lambda: not self._lacking(lambda device: device.address is not None),
             REGISTER_TIMEOUT_S,
-            lambda: (
-                f"agent of {self._lacking_text(lambda device: device.address is not None)} never reported"
-            ),
+            lambda: f"agent of {self._lacking_text(lambda device: device.address is not None)} never reported",
         )
 
     def shape(self, *, with_loss: bool = True) -> None:
@@ -179,9 +177,7 @@ class Fleet:
             self._wait(
                 lambda: not self._lacking(lambda device: device.exited is not None),
                 job.timeout_s,
-                lambda: (
-                    f"{job.name} on {self._lacking_text(lambda device: device.exited is not None)} did not end"
-                ),
+                lambda: f"{job.name} on {self._lacking_text(lambda device: device.exited is not None)} did not end",
             )
         finally:
             self._stop_and_collect()
@@ -251,10 +247,7 @@ class Fleet:
         deadline = time.monotonic() + COLLECT_TIMEOUT_S
         while time.monotonic() < deadline:
             gone = self._runtime.exited()
-            if all(
-                device.collected or not device.started or name in gone
-                for name, device in self._devices.items()
-            ):
+            if all(device.collected or not device.started or name in gone for name, device in self._devices.items()):
                 break
             self._pump(stopping=True)
         self._record.merge_timelines()
@@ -291,7 +284,7 @@ class Fleet:
                 continue
             self._handle(name, self._devices[name], message, stopping=stopping)
 
-    def _handle(self, name: str, device: _Device, message: AgentMessage, *, stopping: bool) -> None:  # noqa: C901
+    def _handle(self, name: str, device: _Device, message: AgentMessage, *, stopping: bool) -> None:
         match message:
             case Hello(address=address):
                 device.address = address
@@ -330,9 +323,7 @@ class Fleet:
 
     def _record_mark(self, name: str, mark: str, links: Mapping[str, LinkCount]) -> None:
         for source, count in links.items():
-            self._record.row(
-                "marks", {"mark": mark, "source": source, "destination": name, **count.model_dump()}
-            )
+            self._record.row("marks", {"mark": mark, "source": source, "destination": name, **count.model_dump()})
 
     def _reach(self, name: str, barrier: str) -> None:
         waiting = self._barriers.setdefault(barrier, set())

@@ -29,11 +29,7 @@ LineHandler = Callable[[str, str], Awaitable[None]]
 
 def without_privileges(command: Sequence[str], uid: int | None = None, gid: int | None = None) -> list[str]:
     """Wrap a command so that it starts with no capabilities and can never gain any."""
-    user = (
-        []
-        if uid is None
-        else ["--reuid", str(uid), "--regid", str(uid if gid is None else gid), "--init-groups"]
-    )
+    user = [] if uid is None else ["--reuid", str(uid), "--regid", str(uid if gid is None else gid), "--init-groups"]
     drop = ["--inh-caps", "-all", "--ambient-caps", "-all", "--bounding-set", "-all", "--no-new-privs"]
     return ["setpriv", *user, *drop, "--", *command]
 

@@ -49,9 +49,7 @@ class Record:
             stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
             out = _free_folder(Path("results") / f"{name}-{stamp}")
         elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(
-                [f"--out: must be a new or empty folder, got '{out}'; name another or remove it"]
-            )
+            raise InputError([f"--out: must be a new or empty folder, got '{out}'; name another or remove it"])
         try:
             (out / "logs").mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -181,9 +181,7 @@ class DeviceGroups:
                 return
             time.sleep(REMOVE_PAUSE_S)
         left = [str(parent) for parent in self._parents if parent.exists()]
-        raise RuntimeFailureError(
-            f"cgroups: {', '.join(left)} must be empty to be removed; processes do not die"
-        )
+        raise RuntimeFailureError(f"cgroups: {', '.join(left)} must be empty to be removed; processes do not die")
 
     def _pids(self) -> Iterator[int]:
         for parent in self._parents:

@@ -50,9 +50,7 @@ class NetnsRuntime:
     def create(self, specs: Mapping[str, DeviceSpec]) -> None:
         """Make switch, devices and control groups, and start every agent."""
         if any(spec.accelerator == "cuda" for spec in specs.values()) and not Path("/dev/nvidiactl").exists():
-            raise RuntimeFailureError(
-                "devices.accelerator: cuda must find /dev/nvidiactl, got no such device"
-            )
+            raise RuntimeFailureError("devices.accelerator: cuda must find /dev/nvidiactl, got no such device")
         self._make_switch()
         for rank, device in enumerate(specs):
             if self._groups is not None:
@@ -90,9 +88,7 @@ class NetnsRuntime:
         """Command line that runs `command` inside a device, limits included."""
         agent = self._state.agents[device]
         if not agent.alive():
-            raise RuntimeFailureError(
-                f"device {device}: agent {agent.pid} must be alive, got none; testbed down"
-            )
+            raise RuntimeFailureError(f"device {device}: agent {agent.pid} must be alive, got none; testbed down")
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
         inner = ["nsenter", "--target", str(agent.pid), *user, "--mount", "--net", "--", *command]
         return self._joining(device, inner)
@@ -141,9 +137,7 @@ class NetnsRuntime:
     @staticmethod
     def _disable_ipv6(namespace: str) -> None:
         # Neighbour discovery and router solicitations would be packets that nobody sent. Not every kernel has IPv6.
-        script = (
-            "[ ! -e /proc/sys/net/ipv6 ] || echo 1 | tee /proc/sys/net/ipv6/conf/*/disable_ipv6 >/dev/null"
-        )
+        script = "[ ! -e /proc/sys/net/ipv6 ] || echo 1 | tee /proc/sys/net/ipv6/conf/*/disable_ipv6 >/dev/null"
         _ip("netns", "exec", namespace, "sh", "-c", script)
 
     def _start_agent(self, device: str) -> None:

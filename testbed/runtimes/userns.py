@@ -37,14 +37,8 @@ def enter() -> NoReturn:
     folder = state_folder()
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.geteuid():
-        raise UnsupportedError(
-            f"{folder}: owner must be you, got uid {folder.stat().st_uid}; remove that folder"
-        )
-    tried = (
-        subprocess.run([*_UNSHARE, "true"], capture_output=True, text=True)
-        if shutil.which("unshare")
-        else None
-    )
+        raise UnsupportedError(f"{folder}: owner must be you, got uid {folder.stat().st_uid}; remove that folder")
+    tried = subprocess.run([*_UNSHARE, "true"], capture_output=True, text=True) if shutil.which("unshare") else None
     if tried is None or tried.returncode != 0:
         raise UnsupportedError(
             "user namespaces: must be allowed for users who are not root, got "
