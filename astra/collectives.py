@@ -1,0 +1,111 @@
+"""Exchanges between all ranks, on bytes, over any `Transport`.
+
+Who sends what to whom, and nothing else: tensors become bytes in `wire`, bytes become packets in `transport`.
+Everything is sent straight from its owner to each peer; there is no relay.
+"""
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from astra.transport import Tag, Transport
+
+__all__ = ["Collectives", "PendingGather"]
+
+Payload = bytes | bytearray | memoryview
+
+
+class PendingGather:
+    """Peers' payloads on their way; do the local part of the work before asking for them.
+
+    The deadline runs from the first question, not from the sending.
+    """
+
+    def __init__(self, transport: Transport, tag: Tag, peers: Collection[int], timeout_s: float):
+        self._transport = transport
+        self._tag = tag
+        self._missing = set(peers)
+        self._received: dict[int, memoryview] = {}
+        self._timeout_s = timeout_s
+        self._deadline: float | None = None
+
+    def arrivals(self) -> Iterator[tuple[int, memoryview]]:
+        """Yield (peer, payload) in order of arrival, without those already yielded.
+
+        Raises:
+            PeerTimeoutError: some payload is missing `timeout_s` after the first question; names every such
+            peer.
+        """
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._timeout_s
+        while self._missing:
+            remaining_s = max(0.0, self._deadline - time.monotonic())
+            peer, payload = self._transport.receive_any(frozenset(self._missing), self._tag, remaining_s)
+            self._missing.discard(peer)
+            self._received[peer] = payload
+            yield peer, payload
+
+    def wait(self) -> dict[int, memoryview]:
+        """Wait for all and give payloads by peer, in order of rank.
+
+        Raises:
+            PeerTimeoutError: as `arrivals`.
+        """
+        for _ in self.arrivals():
+            pass
+        return dict(sorted(self._received.items()))
+
+
+class Collectives:
+    """The exchanges of one rank; every call must be made by all ranks concerned, with the same tag."""
+
+    def __init__(self, transport: Transport, timeout_s: float):
+        self.transport = transport
+        self.timeout_s = timeout_s
+        self.rank = transport.rank
+        self.world_size = transport.world_size
+        self.peers = tuple(rank for rank in range(transport.world_size) if rank != transport.rank)
+
+    def start_all_gather(
+        self, tag: Tag, payload: Payload, peers: Collection[int] | None = None
+    ) -> PendingGather:
+        """Send the payload to every peer (or to those named, who must name this rank too) and do not wait."""
+        chosen = self.peers if peers is None else tuple(peers)
+        for peer in self._in_turn(chosen):
+            self.transport.send(peer, tag, payload)
+        return PendingGather(self.transport, tag, chosen, self.timeout_s)
+
+    def all_gather(self, tag: Tag, payload: Payload) -> dict[int, memoryview]:
+        """Give every peer's payload; this rank's own is not among them."""
+        return self.start_all_gather(tag, payload).wait()
+
+    def gather(self, tag: Tag, payload: Payload, root: int = 0) -> dict[int, memoryview] | None:
+        """Bring all payloads to the root; it gets those of its peers, the others get None."""
+        if self.rank == root:
+            return PendingGather(self.transport, tag, self.peers, self.timeout_s).wait()
+        self.transport.send(root, tag, payload)
+        return None
+
+    def broadcast(self, tag: Tag, payload: Payload | None, root: int = 0) -> memoryview:
+        """Give the root's payload to all; only the root's argument counts."""
+        if self.rank != root:
+            return self.transport.receive(root, tag, self.timeout_s)
+        assert payload is not None, "the root must have something to broadcast"
+        for peer in self._in_turn(self.peers):
+            self.transport.send(peer, tag, payload)
+        return memoryview(payload)
+
+    def scatter(
+        self, tag: Tag, payloads: Sequence[Payload] | Mapping[int, Payload] | None, root: int = 0
+    ) -> memoryview:
+        """Give `payloads[r]` of the root to each rank r, the root's own included."""
+        if self.rank != root:
+            return self.transport.receive(root, tag, self.timeout_s)
+        assert payloads is not None, "the root must have something to scatter"
+        assert len(payloads) == self.world_size, "one payload for each rank"
+        for peer in self._in_turn(self.peers):
+            self.transport.send(peer, tag, payloads[peer])
+        return memoryview(payloads[root])
+
+    def _in_turn(self, peers: Collection[int]) -> list[int]:
+        """Begin with the next higher rank, so that not all ranks send to the same one first."""
+        return sorted(peers, key=lambda peer: (peer - self.rank) % self.world_size)
