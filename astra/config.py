@@ -78,7 +78,7 @@ class InputConfig(_Section):
     images: str = Field(default="sample", min_length=1)
     """`sample`: the photographs that scikit-learn ships; anything else is a folder of images."""
     placement: Literal["replicated", "terminal"] = "replicated"
-    """`replicated`: every rank holds the image; `terminal`: rank 0 sends peers their parts, which is timed."""
+    """`replicated`: every rank holds the image; `terminal`: rank 0 sends peers their part, which is timed."""
     encoding: Literal["raw", "png"] = "raw"
     """How `terminal` sends pixels: 3 bytes a pixel, or PNG (lossless)."""
 

@@ -24,7 +24,11 @@ from astra.config import (
 )
 from astra.errors import ConfigError
 
-__all__ = ["load_config", "parse_config"]
+__all__ = ["IMAGE_SUFFIXES", "folder_faults", "image_files", "load_config", "parse_config"]
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+MIN_IMAGE_FILES = 2
+"""One to calibrate on and another to ask about."""
 
 _SECTIONS: dict[str | int, type[BaseModel]] = {
     "model": ModelConfig,
@@ -152,10 +156,28 @@ def _input_faults(where: str, images: InputConfig) -> list[str]:
         advice = "set placement to 'terminal', or leave encoding out"
         rule = "'raw' where placement is 'replicated', since no image is sent"
         found.append(faults.fault(where, ("input", "encoding"), rule, images.encoding, advice))
-    if images.images != "sample" and not Path(images.images).is_dir():
-        rule, advice = "'sample' or a folder that exists", "relative paths begin where astra is started"
-        found.append(faults.fault(where, ("input", "images"), rule, images.images, advice))
+    if images.images != "sample":
+        found += folder_faults(where, Path(images.images))
     return found
+
+
+def folder_faults(where: str, folder: Path) -> list[str]:
+    """Say what keeps a folder from being `input.images`."""
+    path: faults.Path = ("input", "images")
+    if not folder.is_dir():
+        rule, advice = "'sample' or a folder that exists", "relative paths begin where astra is started"
+        return [faults.fault(where, path, rule, str(folder), advice)]
+    names = [file.name for file in image_files(folder)]
+    if len(names) < MIN_IMAGE_FILES:
+        rule = f"a folder with at least {MIN_IMAGE_FILES} images ({' '.join(IMAGE_SUFFIXES)})"
+        advice = f"{folder} has {len(names)}; calibration and requests never share an image"
+        return [faults.fault(where, path, rule, names, advice)]
+    return []
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the images directly in `folder`, told by their suffix, sorted by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _model_faults(where: str, model: ModelConfig) -> list[str]:
@@ -163,9 +185,7 @@ def _model_faults(where: str, model: ModelConfig) -> list[str]:
     if model.image_size % patch:
         nearest = max(1, round(model.image_size / patch)) * patch
         rule = f"a multiple of the patch size {patch}"
-        found.append(
-            faults.fault(where, ("model", "image_size"), rule, model.image_size, f"the nearest is {nearest}")
-        )
+        found.append(faults.fault(where, ("model", "image_size"), rule, model.image_size, f"the nearest is {nearest}"))
     if model.checkpoint is not None:
         found += _checkpoint_faults(where, model, Path(model.checkpoint))
     return found
