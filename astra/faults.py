@@ -20,12 +20,10 @@ _SHOWN_CHARACTERS = 80
 
 _RULES: dict[str, tuple[str, str]] = {
     "int_type": ("a whole number", "write it without quotes and without a point"),
-    "int_from_float": ("a whole number", "write it without a point"),
     "float_type": ("a number", "write it without quotes"),
     "finite_number": ("a finite number", "give a number"),
     "string_type": ("text", "put it in quotes"),
     "model_type": ("a mapping of keys to values", "see the keys in the documentation"),
-    "model_attributes_type": ("a mapping of keys to values", "see the keys in the documentation"),
     "tuple_type": ("a list", "put the entries in [ ]"),
     "greater_than": ("greater than {gt}", "give a larger number"),
     "greater_than_equal": ("at least {ge}", "give a larger number"),
