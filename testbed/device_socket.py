@@ -33,6 +33,7 @@ class DeviceSocket:
         self.path = path
         self._handler = handler
         self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
 
     async def open(self, uid: int | None) -> None:
         """Listen; only the program's user (or root) may connect."""
@@ -43,24 +44,39 @@ class DeviceSocket:
             os.chown(self.path, uid, -1)
 
     async def close(self) -> None:
-        """Stop listening and remove the socket."""
+        """Hang up on everybody, stop listening and remove the socket."""
         if self._server is not None:
             self._server.close()
             self._server = None
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
         self.path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while True:
-                try:
-                    line = await reader.readline()
-                except ValueError:
-                    await _reply(writer, {"ok": False, "error": f"request must be under {REQUEST_LIMIT_BYTES} bytes"})
-                    break
-                if not line:
-                    break
-                await _reply(writer, await self._answer(line))
-        writer.close()
+        connection = asyncio.current_task()
+        assert connection is not None
+        self._connections.add(connection)
+        try:
+            await self._converse(reader, writer)
+        except ConnectionError:
+            pass  # the program has gone; how it ended is reported by whoever watches it
+        finally:
+            self._connections.discard(connection)
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                line = await reader.readline()
+            except ValueError:
+                await _reply(writer, {"ok": False, "error": f"request must be under {REQUEST_LIMIT_BYTES} bytes"})
+                return
+            if not line:
+                return
+            await _reply(writer, await self._answer(line))
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:

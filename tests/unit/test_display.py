@@ -1,0 +1,50 @@
+"""What a person sees."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from testbed.display import Display, format_value, table_of
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("latency_p50_s", 4.0512, "4.05 s"),
+        ("wait_s", 0.01234, "12.3 ms"),
+        ("agreement_top1_pct", 98.0, "98 %"),
+        ("speedup_vs_single", 2.871, "2.87×"),
+        ("bytes_per_request_predicted", 46080, "46.1 kB"),
+        ("bytes_per_request_predicted", 12, "12 B"),
+        ("bytes_total", 3.2e9, "3.20 GB"),
+        ("requests", 10, "10"),
+        ("ok", True, "yes"),
+        ("anything", None, "–"),
+        ("strategy", "astra", "astra"),
+    ],
+)
+def test_format_value_follows_the_unit_in_the_name(name: str, value: str | float | None, text: str) -> None:
+    assert format_value(name, value) == text
+
+
+def test_table_leaves_out_empty_columns_and_keeps_brackets() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table_of([{"strategy": "[red]x", "settings": "", "lost": None}, {"strategy": "y"}]))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "[red]x" in text
+    assert "settings" not in text
+    assert "lost" not in text
+
+
+def test_display_prints_plain_lines_when_not_a_terminal() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    with Display(console) as display:
+        display.phase("calibrating links")
+        for done in range(21):
+            display.progress("astra [G=1]", done, 20)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "calibrating links" in lines[0]
+    assert len(lines) == 1 + 11  # one a tenth
+    assert lines[-1].endswith("astra [G=1] 20/20")
+    assert not any("\x1b" in line for line in lines)

@@ -1,0 +1,92 @@
+"""Control messages: every one survives the wire, and anything else is refused, never a crash."""
+
+from typing import get_args
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from testbed import protocol
+from testbed.links import DeviceRules, LinkRule
+from testbed.protocol import AgentMessage, ControllerMessage, DeviceCall, decode_agent, decode_controller, encode
+
+COUNT = protocol.LinkCount(bytes=1, packets=2, lost=3, overflowed=4)
+RULES = DeviceRules(
+    device="d0",
+    address="10.77.0.1",
+    rules=(LinkRule("d1", "10.77.0.2", 1e7, 0.0, 0.0, 0.2, 0.01, 7),),
+    uplink_bps=None,
+)
+FROM_AGENT = [
+    protocol.Hello(device="d0", address="10.77.0.1", pid=1),
+    protocol.Shaped(mechanism={"rate": "htb"}),
+    protocol.Started(pid=1, user="root"),
+    protocol.Log(stream="stdout", line="é"),
+    protocol.Row(table="summary", row={"a": 1, "b": 1.5, "c": None, "d": True, "e": "x"}),
+    protocol.Mark(name="m", links={"d1": COUNT}),
+    protocol.Progress(label="x", done=1, total=2),
+    protocol.Barrier(name="b"),
+    protocol.Counters(links={"d1": COUNT}),
+    protocol.File(path="a/b", data=b"\x00\xff", last=True),
+    protocol.Exited(code=-9, last_lines=("a", "b")),
+    protocol.Collected(left_out=("c",)),
+    protocol.Failed(error="no", exit_code=2),
+    protocol.Beat(),
+]
+FROM_CONTROLLER = [
+    protocol.Shape(rules=RULES),
+    protocol.Start(command=("a", "b"), environment={"A": "1"}, config="{}", folder="/", uid=1, gid=2),
+    protocol.BarrierOpen(name="b"),
+    protocol.ReadCounters(),
+    protocol.Stop(grace_s=0.1),
+    protocol.Ping(),
+    protocol.Hold(),
+    protocol.Bye(),
+]
+
+
+def test_examples_cover_every_message() -> None:
+    assert {type(message) for message in FROM_AGENT} == set(get_args(AgentMessage))
+    assert {type(message) for message in FROM_CONTROLLER} == set(get_args(ControllerMessage))
+
+
+@pytest.mark.parametrize("message", FROM_AGENT, ids=lambda message: message.kind)
+def test_agent_message_survives_the_wire(message: AgentMessage) -> None:
+    assert decode_agent(encode(message)) == message
+
+
+@pytest.mark.parametrize("message", FROM_CONTROLLER, ids=lambda message: message.kind)
+def test_controller_message_survives_the_wire(message: ControllerMessage) -> None:
+    assert decode_controller(encode(message)) == message
+
+
+@given(st.binary(max_size=200))
+def test_decode_refuses_random_bytes(frame: bytes) -> None:
+    for decode in (decode_agent, decode_controller):
+        with pytest.raises(ValueError):
+            decode(frame)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [2, {"kind": "ping"}],
+        [1, {"kind": "unknown"}],
+        [1, {"kind": "beat", "extra": 1}],
+        [1, {"kind": "row", "table": "../x", "row": {}}],
+        [1, {"kind": "exited"}],
+        [1],
+        7,
+        {"kind": "beat"},
+    ],
+)
+def test_decode_refuses_wrong_content(content: object) -> None:
+    with pytest.raises(ValueError):
+        decode_agent(msgpack.packb(content))
+
+
+def test_device_call_refuses_unknown_op() -> None:
+    with pytest.raises(ValidationError):
+        DeviceCall.validate_json(b'{"op": "explode"}')
