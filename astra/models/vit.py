@@ -23,14 +23,7 @@ from astra.errors import ConfigError
 from astra.models import Block, ModelShape
 from astra.partition import band
 
-__all__ = ["PRESETS", "ViTAdapter", "ViTBlock", "load_vit"]
-
-PRESETS: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768},
-    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
-    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
-}
-
+__all__ = ["ViTAdapter", "ViTBlock", "load_vit"]
 
 class ViTBlock:
     """One encoder layer, taken apart at its attention; implements `Block`."""
@@ -164,7 +157,16 @@ def _from_seed(config: ModelConfig) -> ViTForImageClassification:
     the order of the parameters: ViT-Base takes 1 s, where the library's initialisation draws everything twice. Random
     weights attend almost evenly, so agreement between strategies says little about a trained model; speed is the same.
     """
-    hf_config = ViTConfig(image_size=config.image_size, num_labels=config.num_labels, **PRESETS[config.size])
+    preset = config.preset
+    hf_config = ViTConfig(
+        image_size=config.image_size,
+        patch_size=preset.patch_size,
+        hidden_size=preset.width,
+        num_hidden_layers=preset.num_layers,
+        num_attention_heads=preset.num_heads,
+        intermediate_size=4 * preset.width,
+        num_labels=config.num_labels,
+    )
     with torch.device("meta"):
         model = ViTForImageClassification(hf_config)
     model.to_empty(device="cpu")

@@ -1,0 +1,56 @@
+"""The whole model on rank 0: what every other strategy is compared with.
+
+Runs the adapter's own forward, that is the same blocks, attention and head that the distributed strategies run.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from astra.attention import attend
+from astra.config import SingleConfig
+from astra.models import ModelShape
+from astra.strategies.protocol import RankContext, Request
+from astra.traffic import PlannedMessage
+
+__all__ = ["SingleStrategy"]
+
+
+class SingleStrategy:
+    """Rank 0 computes, the others idle."""
+
+    def __init__(self, context: RankContext, config: SingleConfig):
+        self._model = context.model
+        self._rank = context.collectives.rank
+        self._timeline = context.timeline
+
+    @torch.inference_mode()
+    def forward(self, request: Request) -> Tensor | None:
+        """Answer alone on rank 0."""
+        if self._rank != 0:
+            return None
+        model, span = self._model, self._timeline.span
+        with span("embed"):
+            content_BTD = model.embed_content(request.inputs, range(model.shape.num_content_tokens))
+            x_BTD = torch.cat((model.embed_class(request.inputs.shape[0]), content_BTD), dim=1)
+        for layer, block in enumerate(model.blocks):
+            with span("rest", layer):
+                u_BTD = block.attention_input(x_BTD)
+                q_BHTd, (k_BHTd, v_BHTd) = block.query(u_BTD), block.key_value(u_BTD)
+            with span("attention", layer):
+                context_BTD = attend(q_BHTd, k_BHTd, v_BHTd)
+            with span("rest", layer):
+                x_BTD = block.finish(x_BTD, context_BTD)
+        with span("head"):
+            return model.head(x_BTD[:, 0])
+
+    @staticmethod
+    def partition(num_content_tokens: int, weights: Sequence[float]) -> tuple[range, ...]:
+        """Give all tokens to rank 0."""
+        return (range(num_content_tokens), *(range(0) for _ in weights[1:]))
+
+    @staticmethod
+    def plan(shape: ModelShape, config: SingleConfig, ranges: Sequence[range]) -> list[PlannedMessage]:
+        """Send nothing."""
+        return []
