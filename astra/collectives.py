@@ -65,9 +65,7 @@ class Collectives:
         self.world_size = transport.world_size
         self.peers = tuple(rank for rank in range(transport.world_size) if rank != transport.rank)
 
-    def start_all_gather(
-        self, tag: Tag, payload: Payload, peers: Collection[int] | None = None
-    ) -> PendingGather:
+    def start_all_gather(self, tag: Tag, payload: Payload, peers: Collection[int] | None = None) -> PendingGather:
         """Send the payload to every peer (or to those named, who must name this rank too) and do not wait."""
         chosen = self.peers if peers is None else tuple(peers)
         for peer in self._in_turn(chosen):

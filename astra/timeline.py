@@ -43,7 +43,7 @@ class Span(NamedTuple):
 
 
 class Timeline:
-    """The spans of one rank; it is its own context manager, so that a span allocates nothing but its record."""
+    """The spans of one rank; its own context manager, so that a span allocates nothing but its record."""
 
     def __init__(self, rank: int):
         self.rank = rank
@@ -60,9 +60,7 @@ class Timeline:
 
     def span(self, name: str, layer: int = NO_LAYER) -> Self:
         """Measure a `with` block; spans must not nest."""
-        assert not self._begin_ns, (
-            f"the span {name!r} begins inside the span {self._name!r}; spans do not nest"
-        )
+        assert not self._begin_ns, f"the span {name!r} begins inside the span {self._name!r}; spans do not nest"
         self._name = name
         self._layer = layer
         return self
@@ -106,9 +104,7 @@ class Timeline:
             rank, records = msgpack.unpackb(buffer)
             spans = [Span(*record) for record in records]
         except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise WireError(
-                f"timeline: bytes must be a packed timeline, got {error}; send to_bytes()"
-            ) from error
+            raise WireError(f"timeline: bytes must be a packed timeline, got {error}; send to_bytes()") from error
         timeline = cls(rank)
         timeline._records.extend(spans)
         return timeline

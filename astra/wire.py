@@ -1,9 +1,9 @@
 """Tensors as bytes, and back: floats of several widths, quantised rows, bit-packed codes.
 
-    fp32   4 bytes a value, exact                         [R·D × f32]
-    fp16   2 bytes a value, rounded to nearest            [R·D × f16]
-    int8   1 byte a value, one scale a row                [R × f32 scale][R·D × i8 in −127…127]
-    int4   half a byte a value, one scale a row           [R × f32 scale][R·⌈D/2⌉ bytes, low half first, value + 8]
+    fp32   4 bytes a value, exact                 R·D values
+    fp16   2 bytes a value, rounded to nearest    R·D values
+    int8   1 byte a value, one scale a row        R scales in fp32, R·D values in -127…127
+    int4   half a byte a value, one scale a row   R scales in fp32, R·⌈D/2⌉ bytes: value + 8, low half first
 
 A row is a token. Its scale is its largest magnitude divided by 127 or 7, so quantisation is symmetric and a
 row's error is at most half its scale. A row so small that its scale is 0 in fp32 (below 1e-43) becomes
@@ -57,9 +57,10 @@ def encode(x_RD: Tensor, wire: Wire) -> bytes:
     Raises:
         WireError: a value is not finite, or beyond fp16's range when that is the format.
     """
-    assert x_RD.ndim == 2 and x_RD.shape[1] > 0, f"rows must be (R, D) with D > 0, got {tuple(x_RD.shape)}"
+    num_rows, width = x_RD.shape
+    assert width > 0, "rows must not be empty"
     x_RD = x_RD.detach().to(device="cpu", dtype=torch.float32).contiguous()
-    if x_RD.shape[0] == 0:
+    if num_rows == 0:
         return b""
     _check_finite(x_RD)
     if wire == "fp32":
@@ -100,7 +101,7 @@ def _to_bytes(values: npt.NDArray[np.generic], dtype: str) -> bytes:
 
 
 def _pack_halves(q_RD: npt.NDArray[np.int8]) -> bytes:
-    """Put two values of −7…7 in a byte; a row of odd width ends with half a byte of padding."""
+    """Put two values of -7…7 in a byte; a row of odd width ends with half a byte of padding."""
     shifted_RD = (q_RD + np.int8(8)).view(np.uint8)
     if shifted_RD.shape[1] % 2:
         shifted_RD = np.pad(shifted_RD, ((0, 0), (0, 1)))
@@ -132,9 +133,7 @@ def decode(buffer: Buffer, wire: Wire, num_rows: int, width: int) -> Tensor:
         return torch.from_numpy(np.frombuffer(buffer, "<f2").astype(np.float32).reshape(num_rows, width))
     scale_R1 = np.frombuffer(buffer, "<f4", count=num_rows).astype(np.float32).reshape(num_rows, 1)
     if not (np.isfinite(scale_R1).all() and (scale_R1 >= 0).all()):
-        raise WireError(
-            f"decode {wire}: scales must be finite and not negative; the sender's bytes are damaged"
-        )
+        raise WireError(f"decode {wire}: scales must be finite and not negative; the bytes are damaged")
     offset = num_rows * _SCALE_BYTES
     if wire == "int8":
         q_RD = np.frombuffer(buffer, np.int8, offset=offset).reshape(num_rows, width)
@@ -166,7 +165,7 @@ def pack_codes(codes: Tensor, bits: int) -> bytes:
     low, high = int(flat.min()), int(flat.max())
     if low < 0 or high >= 1 << bits:
         raise WireError(
-            f"pack_codes: codes must be 0 to {(1 << bits) - 1} for {bits} bits, got {low if low < 0 else high}; "
+            f"pack_codes: {bits}-bit codes must be 0 to {(1 << bits) - 1}, got {low if low < 0 else high}; "
             "use as many bits as the codebook needs"
         )
     as_bytes = flat.astype("<u2").view(np.uint8).reshape(-1, 2)
@@ -186,12 +185,10 @@ def unpack_codes(buffer: Buffer, bits: int, count: int) -> Tensor:
             range.
     """
     _check_bits(bits)
-    _check_length(f"unpack_codes of {count} × {bits} bits", buffer, packed_size(count, bits))
+    _check_length(f"unpack_codes of {count} codes of {bits} bits", buffer, packed_size(count, bits))
     all_bits = np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little")
     if all_bits[count * bits :].any():
-        raise WireError(
-            "unpack_codes: the padding bits must be zero; the sender packs another number of codes"
-        )
+        raise WireError("unpack_codes: padding must be zero; the sender packs another number of codes")
     code_bits = np.zeros((count, _MAX_CODE_BITS), np.uint8)
     code_bits[:, :bits] = all_bits[: count * bits].reshape(count, bits)
     codes = np.packbits(code_bits, axis=1, bitorder="little").view("<u2").reshape(count)
@@ -209,5 +206,5 @@ def _check_length(where: str, buffer: Buffer, expected: int) -> None:
     length = memoryview(buffer).nbytes
     if length != expected:
         raise WireError(
-            f"{where}: buffer must be {expected} bytes, got {length}; sender and receiver disagree on shape or format"
+            f"{where}: buffer must be {expected} bytes, got {length}; both sides must know the same shape and format"
         )

@@ -1,6 +1,6 @@
 """Messages between ranks: one contract, several networks.
 
-    send(peer, tag, payload) ─► frames of up to 64 KiB ─► the network ─► mailbox ─► receive(peer, tag, timeout_s)
+    send(peer, tag, payload) ─► frames of up to 64 KiB ─► network ─► mailbox ─► receive(peer, tag, timeout_s)
 
 Sending queues and never waits for the network. Receiving waits for a tag; messages for other tags are kept
 until somebody asks for them, in whatever order they arrive. `inproc` joins threads of one process, `zeromq`

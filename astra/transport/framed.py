@@ -97,7 +97,7 @@ class FramedTransport(ABC):
 
     @abstractmethod
     def _push(self, peer: int, tag: Tag, frame: Frame) -> None:
-        """Queue one frame, having copied it or not let go of it; raise TransportError naming the peer if it cannot."""
+        """Queue a copy of one frame; raise TransportError naming the peer if that cannot be done."""
 
     @abstractmethod
     def _pull(self, peers: Collection[int], timeout_s: float) -> bool:

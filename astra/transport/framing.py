@@ -93,7 +93,7 @@ def _part_size(part_bytes: int) -> int:
 
 
 def framed_size(payload_bytes: int) -> int:
-    """Give the TCP payload bytes that a message of `payload_bytes` takes on a ZeroMQ connection, headers included.
+    """Give the TCP payload bytes that a message takes on a ZeroMQ connection, headers included.
 
     What the kernel counts on a link adds, per packet, the TCP, IP and Ethernet headers, and the
     acknowledgements of the other direction.
@@ -139,7 +139,7 @@ def _encode_header(token: int, sender: int, tag: Tag, phase: bytes, chunk: int, 
         )
     except struct.error:
         raise TransportError(
-            f"tag: request must be 0 to {2**32 - 1} and layer 0 to {2**16 - 1}, got {tag!r} from rank {sender}; "
+            f"tag: request must be 0 to {2**32 - 1} and layer 0 to {2**16 - 1}, got {tag!r}; "
             "number requests and layers from 0"
         ) from None
 

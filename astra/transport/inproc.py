@@ -35,7 +35,7 @@ class InprocTransport(FramedTransport):
         self.inject(peer, (frame[0], bytes(frame[1])))
 
     def inject(self, peer: int, parts: tuple[bytes, ...]) -> None:
-        """Hand any bytes to a peer as if this rank had sent them as one frame; for tests of what a network may do.
+        """Hand any bytes to a peer as one frame of this rank; for tests of what a network may do.
 
         Raises:
             TransportError: the peer has closed its transport.
@@ -43,9 +43,7 @@ class InprocTransport(FramedTransport):
         inbox = self._inboxes[peer]
         with inbox.changed:
             if not inbox.open:
-                raise TransportError(
-                    f"rank {self.rank}: rank {peer} has closed its transport; it cannot be sent to"
-                )
+                raise TransportError(f"rank {self.rank}: rank {peer} has closed its transport; send nothing more")
             inbox.frames.append((self.rank, parts))
             inbox.changed.notify()
 

@@ -1,0 +1,174 @@
+"""Ranks as processes, joined by ZeroMQ over TCP: reliable, in order, one connection for each pair of ranks.
+
+    rank 0 ◄──── rank 1        the lower rank binds a port of its own for each higher rank, the higher one connects;
+       ▲  ▲────┐  ▲            a DEALER on either side, so nothing is ever addressed or routed
+       │       │  │
+    rank 2 ──► …               one ZeroMQ message of two parts, header and chunk, for each frame
+
+`connect` returns once every pair has exchanged a word, so that a later send finds its connection open (IMMEDIATE=1
+makes a send to a lost peer fail after SEND_TIMEOUT_S instead of piling up for nobody). There are no heartbeats: a large
+message on a slow link would look like a dead peer. libzmq sets TCP_NODELAY, and writes a small message, header and
+payload, in one piece: 256 codes of 10 bits are one packet.
+
+The token in each header keeps strangers' frames out. It does not hide or authenticate anything, and a stranger who
+connects to a pair's port would be dealt some of the bound side's frames: run it on a network of your own.
+"""
+
+import time
+import weakref
+from collections.abc import Collection, Sequence
+
+import zmq
+
+from astra.errors import PeerTimeoutError, TransportError
+from astra.transport.framed import FramedTransport
+from astra.transport.framing import CHUNK_BYTES, MAX_MESSAGE_BYTES, Frame, Tag, cut, decode_header
+from astra.transport.rendezvous import Entry, Guest, Host, Place, Roster, own_address, to_poll_ms
+
+__all__ = ["ZeroMqTransport", "connect"]
+
+QUEUE_FRAMES = MAX_MESSAGE_BYTES // CHUNK_BYTES
+"""Frames that may be queued for a peer, and again at its end, before a send waits: 256 MiB."""
+
+SEND_TIMEOUT_S = 1.0
+"""How long a send waits for a lost connection, or a full queue, before it fails."""
+
+LINGER_S = 5.0
+"""How long `close` waits for queued messages to leave."""
+
+_HELLO = Tag(0, 0, "hello")
+
+_Context = zmq.Context[zmq.Socket[bytes]]
+_Sockets = dict[int, zmq.Socket[bytes]]
+
+
+class ZeroMqTransport(FramedTransport):
+    """A `Transport` over TCP; made by `connect`.
+
+    If it is dropped without `close`, what is queued is lost and nothing waits.
+    """
+
+    def __init__(self, place: Place, token: int, context: _Context, sockets: _Sockets):
+        super().__init__(place.rank, place.world_size, token)
+        self._context = context
+        self._sockets = sockets
+        self._abandon = weakref.finalize(self, context.destroy, linger=0)
+
+    def _push(self, peer: int, tag: Tag, frame: Frame) -> None:
+        try:
+            self._sockets[peer].send_multipart(frame)
+        except zmq.Again:
+            raise TransportError(
+                f"rank {self.rank} could not send to rank {peer} for {SEND_TIMEOUT_S:g} s: request {tag.request}, "
+                f"layer {tag.layer}, phase {tag.phase!r}; its connection is lost or its queue is full, see its log"
+            ) from None
+
+    def _pull(self, peers: Collection[int], timeout_s: float) -> bool:
+        poller = zmq.Poller()
+        owners = {}
+        for peer in peers:
+            poller.register(self._sockets[peer], zmq.POLLIN)
+            owners[self._sockets[peer]] = peer
+        ready = poller.poll(to_poll_ms(timeout_s))
+        for socket, _ in ready:
+            self._drain(owners[socket], socket)
+        return bool(ready)
+
+    def _drain(self, peer: int, socket: zmq.Socket[bytes]) -> None:
+        while True:
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._mailbox.offer(peer, [frame.buffer for frame in frames])
+
+    def _release(self, abort: bool) -> None:
+        self._abandon.detach()
+        self._context.destroy(linger=0 if abort else int(LINGER_S * 1000))
+
+
+def connect(rank: int, world_size: int, master_addr: str, master_port: int, timeout_s: float) -> ZeroMqTransport:
+    """Meet the other ranks and open a connection to each.
+
+    Args:
+        rank: this process, 0 to world_size - 1.
+        world_size: how many there are.
+        master_addr: rank 0's data address.
+        master_port: a port that is free there.
+        timeout_s: how long all of this may take.
+
+    Raises:
+        PeerTimeoutError: ranks did not show up or cannot be reached; they are named.
+        TransportError: the address or port cannot be used, or ranks contradict each other.
+    """
+    place = Place(rank, world_size, master_addr, master_port)
+    context: _Context = zmq.Context(io_threads=1)
+    try:
+        return _meet(place, context, timeout_s)
+    except BaseException:
+        context.destroy(linger=None)
+        raise
+
+
+def _meet(place: Place, context: _Context, timeout_s: float) -> ZeroMqTransport:
+    if place.world_size == 1:
+        return ZeroMqTransport(place, 0, context, {})
+    deadline = time.monotonic() + timeout_s
+    address = own_address(place)
+    sockets = {peer: _make_socket(context) for peer in range(place.world_size) if peer != place.rank}
+    with (Host if place.rank == 0 else Guest)(context, place, timeout_s) as rendezvous:
+        higher = range(place.rank + 1, place.world_size)
+        ports = {peer: sockets[peer].bind_to_random_port(f"tcp://{address}") for peer in higher}
+        roster = rendezvous.exchange(Entry(address, ports))
+        for peer in range(place.rank):
+            entry = roster.entries[peer]
+            sockets[peer].connect(f"tcp://{entry.address}:{entry.ports[place.rank]}")
+        _greet(place, roster, sockets, deadline)
+        rendezvous.finish()
+    for socket in sockets.values():
+        socket.sndtimeo = to_poll_ms(SEND_TIMEOUT_S)
+    return ZeroMqTransport(place, roster.token, context, sockets)
+
+
+def _make_socket(context: _Context) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.DEALER)
+    socket.linger = 0
+    socket.immediate = True
+    socket.sndhwm = QUEUE_FRAMES
+    socket.rcvhwm = QUEUE_FRAMES
+    socket.maxmsgsize = CHUNK_BYTES
+    return socket
+
+
+def _greet(place: Place, roster: Roster, sockets: _Sockets, deadline: float) -> None:
+    """Exchange a word with every peer: the higher rank speaks first, since only it knows where the other is."""
+    hello = next(cut(roster.token, place.rank, _HELLO, b""))
+    silent = set(sockets)
+    for socket in sockets.values():
+        socket.sndtimeo = to_poll_ms(deadline - time.monotonic())
+    try:
+        for peer in range(place.rank):
+            sockets[peer].send_multipart(hello)
+        while silent:
+            poller = zmq.Poller()
+            for peer in silent:
+                poller.register(sockets[peer], zmq.POLLIN)
+            ready = {socket for socket, _ in poller.poll(to_poll_ms(deadline - time.monotonic()))}
+            if not ready:
+                raise zmq.Again
+            for peer in [peer for peer in silent if sockets[peer] in ready]:
+                if _is_hello(sockets[peer].recv_multipart(), peer, roster.token):
+                    silent.discard(peer)
+                    if peer > place.rank:
+                        sockets[peer].send_multipart(hello)
+    except zmq.Again:
+        names = ", ".join(str(peer) for peer in sorted(silent))
+        raise PeerTimeoutError(
+            f"rank {place.rank} could not open a connection to rank{'s' if len(silent) > 1 else ''} {names} in time; "
+            "see whether they still run and whether the network between them lets TCP through"
+        ) from None
+
+
+def _is_hello(parts: Sequence[bytes], peer: int, token: int) -> bool:
+    header = decode_header(parts[0])
+    return header is not None and (header.token, header.sender, header.tag) == (token, peer, _HELLO)
