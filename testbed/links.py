@@ -6,9 +6,12 @@ Every device shapes what it *receives*, so `DeviceRules` lists the links that en
 the kernel and does not read files.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-__all__ = ["DeviceRules", "LinkRule"]
+from testbed.scenario import LinkSettings, Scenario, device_names
+
+__all__ = ["DeviceRules", "LinkRule", "rules_for"]
 
 
 @dataclass(frozen=True)
@@ -40,3 +43,43 @@ class DeviceRules:
     rules: tuple[LinkRule, ...]
     uplink_bps: float | None
     """Cap over all that the device sends, or None."""
+
+    def without_loss(self) -> "DeviceRules":
+        """Return the same rules with empty drop patterns, for measuring what else the links do."""
+        return replace(self, rules=tuple(replace(rule, loss=0.0) for rule in self.rules))
+
+
+def rules_for(scenario: Scenario, destination: str, addresses: Mapping[str, str]) -> DeviceRules:
+    """Return what the device `destination` shapes: one rule for every other device, in order of their names.
+
+    `addresses` maps every device of the scenario to its IPv4 address on the data network. Raises KeyError if
+    `destination` is not a device of the scenario or an address is missing.
+    """
+    names = device_names(scenario.devices.count)
+    if destination not in names:
+        raise KeyError(destination)
+    uplink_mbps = scenario.links.uplink_mbps
+    return DeviceRules(
+        device=destination,
+        address=addresses[destination],
+        rules=tuple(
+            _rule(scenario.links.settings(source, destination), source, addresses[source], scenario.seed)
+            for source in names
+            if source != destination
+        ),
+        uplink_bps=None if uplink_mbps is None else uplink_mbps * 1e6,
+    )
+
+
+def _rule(settings: LinkSettings, source: str, address: str, seed: int) -> LinkRule:
+    """Convert the settings of one link to SI units."""
+    return LinkRule(
+        source=source,
+        source_address=address,
+        rate_bps=None if settings.rate_mbps is None else settings.rate_mbps * 1e6,
+        delay_s=settings.delay_ms / 1000,
+        jitter_s=settings.jitter_ms / 1000,
+        queue_s=settings.queue_ms / 1000,
+        loss=settings.loss_pct / 100,
+        seed=seed,
+    )

@@ -1,0 +1,225 @@
+"""The `links` block of a scenario, in the units of the file (Mbit/s, ms, %).
+
+    links.default, then every entry of links.overrides that covers the link, in order  -->  LinkSettings
+
+Kilo and mega are powers of ten. Conversion to SI units is in `testbed.links`, not here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic_core import InitErrorDetails
+
+from testbed.block import OMITTABLE, Block, Rule, faults_error
+from testbed.faults import fault_at, violation
+from testbed.fields import DelayMs, DeviceName, DeviceNameOrStar, LossPct, QueueMs, RateMbps, known_names
+
+__all__ = ["LinkChanges", "LinkDefault", "LinkOverride", "LinkSelector", "LinkSettings", "Links"]
+
+IMPAIRMENTS = ("rate_mbps", "delay_ms", "jitter_ms", "loss_pct", "queue_ms")
+FRAME_BITS = 1514 * 8
+"""Largest Ethernet frame as the kernel counts it: 1500 bytes and a header of 14."""
+
+
+class BernoulliLoss(Block):
+    """Loss in which every packet has the same chance, whatever happened to the one before."""
+
+    model: Annotated[
+        Literal["bernoulli"], Rule("bernoulli", "other loss models are not supported yet; or write loss_pct alone")
+    ]
+    """Name of the loss model: bernoulli."""
+    loss_pct: LossPct
+    """Packets lost, in percent."""
+
+
+def _refuse_unsupported_model(value: object) -> object:
+    """Stop at the model's name: complaints about the keys of a model that is not there yet would mislead."""
+    if isinstance(value, dict) and isinstance(value.get("model"), str) and value["model"] != "bernoulli":
+        todo = "other loss models are not supported yet; or write loss_pct alone"
+        raise faults_error([fault_at(("model",), value["model"], violation("bernoulli", todo))])
+    return value
+
+
+Loss = Annotated[BernoulliLoss, BeforeValidator(_refuse_unsupported_model)]
+
+
+class _Impaired(Block):
+    """Rule shared by all blocks that hold link settings."""
+
+    @classmethod
+    def rules_between(cls, data: Mapping[Any, Any]) -> Iterator[InitErrorDetails]:
+        """Refuse two statements of the loss."""
+        yield from super().rules_between(data)
+        if "loss" in data and "loss_pct" in data:
+            rule = violation("absent where loss_pct is given", "keep one of the two")
+            yield fault_at(("loss",), data["loss"], rule)
+
+    def given(self) -> dict[str, float | None]:
+        """Return the settings that this block states, by name; a loss model counts as its loss_pct."""
+        values = {name: getattr(self, name) for name in IMPAIRMENTS if name in self.model_fields_set}
+        loss = getattr(self, "loss", None)
+        return values if loss is None else values | {"loss_pct": loss.loss_pct}
+
+
+class LinkDefault(_Impaired):
+    """Settings of every link that no override covers."""
+
+    rate_mbps: RateMbps | None = None
+    """Rate in Mbit/s (10^6 bit/s), counted with 14 Ethernet header bytes a frame; null leaves it alone."""
+    delay_ms: DelayMs = 0.0
+    """One-way delay in milliseconds; above 0 it needs the kernel module sch_netem."""
+    jitter_ms: DelayMs = 0.0
+    """Variation of the delay in milliseconds, at most delay_ms."""
+    loss_pct: LossPct = 0.0
+    """Packets lost, in percent: 0, or 0.01 to 100; which ones follows from the seed."""
+    queue_ms: QueueMs = 200.0
+    """Depth of the queue in milliseconds of sending at rate_mbps; what does not fit is dropped."""
+    loss: Annotated[Loss | None, OMITTABLE] = None
+    """Loss by a named model, instead of loss_pct."""
+
+
+class LinkChanges(_Impaired):
+    """Settings to change; what is left out stays as it is."""
+
+    rate_mbps: RateMbps | None = None
+    """Rate in Mbit/s; null leaves the rate alone."""
+    delay_ms: Annotated[DelayMs | None, OMITTABLE] = None
+    """One-way delay in milliseconds."""
+    jitter_ms: Annotated[DelayMs | None, OMITTABLE] = None
+    """Variation of the delay in milliseconds."""
+    loss_pct: Annotated[LossPct | None, OMITTABLE] = None
+    """Packets lost, in percent."""
+    queue_ms: Annotated[QueueMs | None, OMITTABLE] = None
+    """Depth of the queue in milliseconds of sending at rate_mbps."""
+    loss: Annotated[Loss | None, OMITTABLE] = None
+    """Loss by a named model, instead of loss_pct."""
+
+
+class LinkSelector(Block):
+    """Which links are meant: one direction by `from` and `to`, or both directions by `between`."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["from", "to"]}, {"required": ["between"]}]})
+
+    from_: Annotated[DeviceNameOrStar | None, OMITTABLE] = Field(default=None, alias="from")
+    """Sending device, or "*" for all."""
+    to: Annotated[DeviceNameOrStar | None, OMITTABLE] = None
+    """Receiving device, or "*" for all."""
+    between: Annotated[tuple[DeviceName, ...] | None, OMITTABLE, Field(strict=False, min_length=2, max_length=2)] = None
+    """Two devices: both directions of their link."""
+
+    @classmethod
+    def rules_between(cls, data: Mapping[Any, Any]) -> Iterator[InitErrorDetails]:
+        """Refuse a selector that is missing, incomplete, doubled, or leads from a device to itself."""
+        yield from super().rules_between(data)
+        ends, pair = [data[key] for key in ("from", "to") if key in data], data.get("between")
+        if "between" in data and ends:
+            yield fault_at(("between",), pair, violation("absent where from or to is given", "keep one way"))
+        elif "between" in data:
+            if isinstance(pair, list) and len(pair) == 2 and pair[0] == pair[1]:
+                yield fault_at(("between", 1), pair[1], violation("another device", "a link joins two devices"))
+        elif len(ends) == 1:
+            key, other = ("to", "from") if "from" in data else ("from", "to")
+            rule = violation(f"given where {other} is", f'add {key}: a device, or "*" for all', absent=True)
+            yield fault_at((key,), None, rule)
+        elif not ends:
+            rule = violation("named by from and to, or by between", "add from: d0 and to: d1", absent=True)
+            yield fault_at((), None, rule)
+        elif ends[0] == ends[1] != "*":
+            yield fault_at(("to",), ends[1], violation("another device than from", "a link joins two devices"))
+
+    def covers(self, source: str, destination: str) -> bool:
+        """Tell whether the link from `source` to `destination` is meant."""
+        if self.between is not None:
+            return source in self.between and destination in self.between
+        return self.from_ in (source, "*") and self.to in (destination, "*")
+
+
+class LinkOverride(LinkSelector, LinkChanges):
+    """Settings of some links that differ from the default; of several overrides the last one counts."""
+
+    @classmethod
+    def rules_between(cls, data: Mapping[Any, Any]) -> Iterator[InitErrorDetails]:
+        """Refuse an override that changes nothing."""
+        yield from super().rules_between(data)
+        if not any(key in data for key in (*IMPAIRMENTS, "loss")):
+            rule = violation(f"a change of {', '.join(IMPAIRMENTS)} or loss", "add one, or remove the entry")
+            yield fault_at((), dict(data), rule)
+
+
+@dataclass(frozen=True)
+class LinkSettings:
+    """What holds on one directed link once default and overrides are put together; units as in the file."""
+
+    rate_mbps: float | None
+    delay_ms: float
+    jitter_ms: float
+    loss_pct: float
+    queue_ms: float
+
+
+class Links(Block):
+    """All links: every device can reach every other."""
+
+    default: LinkDefault = LinkDefault()
+    """Settings of every link that no override covers."""
+    overrides: Annotated[tuple[LinkOverride, ...], Field(strict=False)] = ()
+    """Exceptions from the default, applied in order; the last one that covers a link counts."""
+    uplink_mbps: RateMbps | None = None
+    """Cap in Mbit/s over all that one device sends; null sets none."""
+
+    def settings(self, source: str, destination: str) -> LinkSettings:
+        """Return the settings of the link from `source` to `destination`."""
+        values: dict[str, Any] = {name: getattr(self.default, name) for name in IMPAIRMENTS} | self.default.given()
+        for override in self.overrides:
+            if override.covers(source, destination):
+                values |= override.given()
+        return LinkSettings(**values)
+
+    @model_validator(mode="after")
+    def _check_every_link(self, info: ValidationInfo) -> Self:
+        names = known_names(info)
+        pairs = [(source, to) for source in names for to in names if source != to]
+        faults = [*self._overrides_without_effect(pairs)]
+        reported: set[tuple[str | int, ...]] = set()
+        for source, destination in pairs:
+            for fault in self._impossible_settings(source, destination):
+                if fault["loc"] not in reported:
+                    reported.add(fault["loc"])
+                    faults.append(fault)
+        if faults:
+            raise faults_error(faults)
+        return self
+
+    def _overrides_without_effect(self, pairs: Sequence[tuple[str, str]]) -> Iterator[InitErrorDetails]:
+        """Yield every overridden value that later overrides contradict on all links it was meant for."""
+        settled = {pair: self.settings(*pair) for pair in pairs}
+        for position, override in enumerate(self.overrides):
+            covered = [pair for pair in pairs if override.covers(*pair)]
+            for name, value in override.given().items():
+                if covered and all(getattr(settled[pair], name) != value for pair in covered):
+                    key = "loss" if name == "loss_pct" and override.loss is not None else name
+                    todo = "later overrides contradict it: remove one, or put the more general one first"
+                    rule = violation("in effect on some link", todo)
+                    yield fault_at(("overrides", position, key), value, rule)
+
+    def _impossible_settings(self, source: str, destination: str) -> Iterator[InitErrorDetails]:
+        """Yield what is wrong between settings of one link, whichever blocks they come from."""
+        link = self.settings(source, destination)
+        if link.jitter_ms > link.delay_ms:
+            rule = f"at most the delay_ms of the link {source} to {destination}, which is {link.delay_ms:g}"
+            error = violation(rule, "lower jitter_ms or raise delay_ms")
+            yield fault_at(self._statement_of("jitter_ms", source, destination), link.jitter_ms, error)
+        frame_ms = FRAME_BITS / (link.rate_mbps * 1000) if link.rate_mbps else 0.0
+        if link.queue_ms < frame_ms:
+            rule = f"at least {frame_ms:.2f} for the link {source} to {destination}, to hold one frame at its rate"
+            error = violation(rule, "raise queue_ms")
+            yield fault_at(self._statement_of("queue_ms", source, destination), link.queue_ms, error)
+
+    def _statement_of(self, name: str, source: str, destination: str) -> tuple[str | int, ...]:
+        """Return the place that states the setting `name` of a link."""
+        for position, override in reversed(list(enumerate(self.overrides))):
+            if name in override.given() and override.covers(source, destination):
+                return ("overrides", position, name)
+        return ("default", name)

@@ -1,0 +1,289 @@
+"""Scenarios: the YAML that says which devices and links to make, what to run on them and what to expect.
+
+    file.yaml --yaml_file.read--> tree --parse--> Scenario --dump--> scenario.yaml of the run folder
+                                            \\--> InputError with every fault of the file
+
+Reads files, starts nothing. A value is taken as it stands or refused, never clipped, coerced or ignored.
+"""
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic_core import InitErrorDetails
+from ruamel.yaml import YAML
+
+from testbed.block import OMITTABLE, Block, Rule, faults_error
+from testbed.errors import InputError
+from testbed.event_schema import Event
+from testbed.faults import Location, fault_at, fault_line, violation
+from testbed.fields import DeviceName, Scalar, Text, names_context
+from testbed.link_schema import Links, LinkSettings
+from testbed.yaml_file import EXTENDS, read
+
+__all__ = [
+    "DeviceSpec",
+    "Devices",
+    "Expectation",
+    "LinkSettings",
+    "Links",
+    "Scenario",
+    "Workload",
+    "device_names",
+    "json_schema",
+    "load",
+    "parse",
+]
+
+MAX_DEVICES = 64
+
+Cpus = Annotated[
+    float, Field(gt=0), Rule("a number above 0 or null", "it counts CPU cores; null sets no limit", "number")
+]
+MemoryMb = Annotated[
+    int,
+    Field(ge=64),
+    Rule("a whole number of at least 64 or null", "it counts MB (10^6 bytes); null sets no limit", "integer"),
+]
+Accelerator = Annotated[Literal["cpu", "cuda"], Rule("cpu or cuda", "name what the program computes on")]
+Command = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
+Bound = Annotated[float, Rule("a finite number", "write the bound as a plain number", "number")]
+
+
+def device_names(count: int) -> tuple[str, ...]:
+    """Name `count` devices: d0, d1, ..."""
+    return tuple(f"d{rank}" for rank in range(count))
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """Limits of one device."""
+
+    cpus: float | None
+    """CPU cores that it may use on average, or None for no limit."""
+    memory_mb: int | None
+    """Memory that it may use in MB (10^6 bytes), or None for no limit."""
+    accelerator: Literal["cpu", "cuda"]
+
+
+class DeviceOverride(Block):
+    """Limits of one device that differ from the others'."""
+
+    cpus: Cpus | None = None
+    """CPU cores, as a number above 0; null sets no limit."""
+    memory_mb: MemoryMb | None = None
+    """Memory in MB (10^6 bytes), at least 64; null sets no limit."""
+    accelerator: Annotated[Accelerator | None, OMITTABLE] = None
+    """What the program computes on: cpu or cuda."""
+
+
+class Devices(Block):
+    """The emulated machines, called d0, d1, and so on."""
+
+    count: Annotated[
+        int,
+        Field(ge=1, le=MAX_DEVICES),
+        Rule(f"a whole number from 1 to {MAX_DEVICES}", "it counts devices", "integer"),
+    ]
+    """Number of devices, 1 to 64."""
+    cpus: Cpus | None = None
+    """CPU cores of each, as a number above 0 (0.4 is 40 % of one core); null sets no limit."""
+    memory_mb: MemoryMb | None = None
+    """Memory of each in MB (10^6 bytes), at least 64; null sets no limit."""
+    accelerator: Accelerator = "cpu"
+    """What the program computes on: cpu or cuda."""
+    overrides: dict[DeviceName, DeviceOverride] = Field(
+        default_factory=dict, json_schema_extra={"additionalProperties": False}
+    )
+    """Devices that differ, by name."""
+
+    def spec(self, name: str) -> DeviceSpec:
+        """Return the limits of the device `name`; raise KeyError if there is no such device."""
+        if name not in device_names(self.count):
+            raise KeyError(name)
+        own = self.overrides.get(name, DeviceOverride())
+        stated = {key: getattr(own, key) for key in own.model_fields_set}
+        everyones = {"cpus": self.cpus, "memory_mb": self.memory_mb, "accelerator": self.accelerator}
+        return DeviceSpec(**(everyones | stated))
+
+
+def _json_faults(value: object, location: tuple[str | int, ...]) -> Iterator[InitErrorDetails]:
+    """Yield whatever JSON cannot say, with its place below `location`."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                yield fault_at(location, key, violation("a mapping whose keys are text", "put the key in quotes"))
+            yield from _json_faults(item, (*location, str(key)))
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            yield from _json_faults(item, (*location, position))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield fault_at(location, value, violation("a finite number", "JSON has no infinity and no nan"))
+    elif value is not None and not isinstance(value, str | int | float):
+        rule = violation("text, a number, true, false, null, a list or a mapping", "put it in quotes")
+        yield fault_at(location, value, rule)
+
+
+def _check_json(value: dict[str, Any]) -> dict[str, Any]:
+    faults = list(_json_faults(value, ()))
+    if faults:
+        raise faults_error(faults)
+    return value
+
+
+class Workload(Block):
+    """The program that runs on every device."""
+
+    command: Command
+    """Program and arguments, as a list."""
+    prepare: Command | None = None
+    """Program to run once before the devices start, such as one that fits a model; null for none."""
+    check: Command | None = None
+    """Program that checks config before a run; exit code 2 and lines on stderr are faults; null for none."""
+    config: Annotated[dict[Any, Any], AfterValidator(_check_json)] = Field(default_factory=dict)
+    """Handed to the program as a JSON file; testbed does not look into it."""
+
+
+class Expectation(Block):
+    """What the summary of a run has to say; a run that does not meet it fails."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": [key]} for key in ("at_least", "at_most", "equals")]}
+    )
+
+    metric: Annotated[
+        str,
+        Field(pattern=r"^[a-z][a-z0-9_]*$"),
+        Rule("the name of a column of summary.csv", "write it in small letters, digits and _", "text"),
+    ]
+    """Column of summary.csv."""
+    where: dict[Text, Scalar] = Field(default_factory=dict)
+    """Values of other columns that choose the rows; every chosen row has to meet the bounds."""
+    at_least: Annotated[Bound | None, OMITTABLE] = None
+    """Smallest value that is good enough."""
+    at_most: Annotated[Bound | None, OMITTABLE] = None
+    """Largest value that is good enough."""
+    equals: Annotated[Scalar | None, OMITTABLE] = None
+    """The only value that is good enough."""
+
+    @classmethod
+    def rules_between(cls, data: Mapping[Any, Any]) -> Iterator[InitErrorDetails]:
+        """Refuse an expectation without a bound, and bounds that exclude each other."""
+        bounds = [key for key in ("at_least", "at_most", "equals") if key in data]
+        if not bounds:
+            rule = violation("given a bound: at_least, at_most or equals", "add one", absent=True)
+            yield fault_at((), None, rule)
+        if "equals" in bounds and len(bounds) > 1:
+            rule = violation(f"absent where {bounds[0]} is given", "keep one of the two")
+            yield fault_at(("equals",), data["equals"], rule)
+        low, high = data.get("at_least"), data.get("at_most")
+        if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
+            yield fault_at(("at_most",), high, violation(f"no less than at_least, {low!r}", "swap the two"))
+
+
+class Scenario(Block):
+    """One emulated setting: devices, links, a program and what to expect of it."""
+
+    name: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
+        Rule(
+            "1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit",
+            "it names the result folder",
+            "text",
+        ),
+    ]
+    """Name of the scenario and of its result folders."""
+    seed: Annotated[
+        int,
+        Field(ge=0, lt=2**63),
+        Rule("a whole number from 0 to 2^63 - 1", "it fixes which packets are lost", "integer"),
+    ] = 0
+    """The only source of randomness in the network: same seed, same lost packets."""
+    devices: Devices
+    """The emulated machines."""
+    links: Links = Links()
+    """What joins the devices; unshaped if left out."""
+    events: Annotated[tuple[Event, ...], Field(strict=False, json_schema_extra={"maxItems": 0})] = ()
+    """Changes while the program runs: not supported yet, must be empty."""
+    workload: Workload
+    """The program that runs on every device."""
+    expect: Annotated[tuple[Expectation, ...], Field(strict=False)] = ()
+    """What the summary has to say for the run to succeed."""
+
+    @classmethod
+    def rules_between(cls, data: Mapping[Any, Any]) -> Iterator[InitErrorDetails]:
+        """Refuse events, after their form has been checked like everything else."""
+        if data.get("events"):
+            rule = violation("absent or empty", "events and traces are not supported yet")
+            yield fault_at(("events",), data["events"], rule)
+
+    def dump(self) -> str:
+        """Write the scenario as YAML, defaults included, such that loading it gives an equal scenario."""
+        writer = YAML(typ="safe", pure=True)
+        writer.default_flow_style = False
+        writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # annotated as None
+        text = io.StringIO()
+        writer.dump(self.model_dump(mode="json", by_alias=True), text)
+        return text.getvalue()
+
+
+def load(path: Path) -> Scenario:
+    """Read the scenario `path` and whatever it extends.
+
+    Raises InputError with every fault, each as `file: path.to.field must be <rule>, got <value>; <what to do>`.
+    """
+    document = read(path)
+    return _parse(document.tree, lambda location: str(document.origin(location)))
+
+
+def parse(tree: Mapping[str, Any], where: str) -> Scenario:
+    """Make a scenario of plain values; faults name `where` as their origin. Raises InputError like `load`."""
+    return _parse(tree, lambda _: where)
+
+
+def _parse(tree: Mapping[str, Any], origin: Callable[[Location], str]) -> Scenario:
+    devices = tree.get("devices")
+    count = devices.get("count") if isinstance(devices, dict) else None
+    names: tuple[str, ...] = ()  # where the number is at fault, names are not checked against it
+    if isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= MAX_DEVICES:
+        names = device_names(count)
+    try:
+        return Scenario.model_validate(dict(tree), context=names_context(names))
+    except ValidationError as error:
+        faults = [fault_line(origin(each["loc"]), each) for each in error.errors()]
+        raise InputError(list(dict.fromkeys(faults))) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """Describe scenario files as JSON Schema 2020-12, for editors.
+
+    Weaker than `load`: rules between keys are not in it, and a file that extends another may leave out anything.
+    """
+    schema = Scenario.model_json_schema(by_alias=True)
+    complete: dict[str, Any] = {"required": schema.pop("required"), "properties": {}}
+    for key, value in schema["properties"].items():
+        block = schema["$defs"].get(value.get("$ref", "").rpartition("/")[2], {})
+        if "required" in block:
+            complete["properties"][key] = {"required": block.pop("required")}
+    schema["properties"][EXTENDS] = {
+        "type": "string",
+        "description": "Scenario file to merge over, relative to this one.",
+    }
+    schema["anyOf"] = [{"required": [EXTENDS]}, complete]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_without_null_defaults(schema)}
+
+
+def _without_null_defaults(schema: Any) -> Any:
+    """Drop `default: null`, which only says that a key may be left out."""
+    if isinstance(schema, dict):
+        return {
+            key: _without_null_defaults(value)
+            for key, value in schema.items()
+            if not (key == "default" and value is None)
+        }
+    return [_without_null_defaults(item) for item in schema] if isinstance(schema, list) else schema
