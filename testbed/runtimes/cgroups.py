@@ -21,6 +21,8 @@ __all__ = ["DeviceGroups", "Hierarchies", "find_hierarchies"]
 PERIOD_US = 10_000
 MIN_QUOTA_US = 1_000
 """The kernel's smallest quota; below 0.1 CPU the period has to grow."""
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+"""The kernel rounds memory limits down to whole pages."""
 REMOVE_ATTEMPTS = 50
 REMOVE_PAUSE_S = 0.02
 
@@ -127,7 +129,7 @@ class DeviceGroups:
         Raises RuntimeFailureError if the kernel keeps something else.
         """
         quota_us, period_us = _quota(cpus)
-        memory = None if memory_mb is None else memory_mb << 20
+        memory = None if memory_mb is None else memory_mb * 10**6 // PAGE_BYTES * PAGE_BYTES
         cpu_group, memory_group = self._parents[0] / device, self._parents[-1] / device
         if self._hierarchies.version == 1:
             wanted = {
