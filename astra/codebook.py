@@ -37,7 +37,7 @@ __all__ = [
     "save_codebooks",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 METADATA_FILE = "astra.json"
 TENSOR_FILE = "codebooks.safetensors"
 
@@ -71,7 +71,7 @@ class GroupedCodebook:
         1,024 scores takes 0.1 µs a row, a fifteenth of torch's; the product is then nearly all of the cost.
         """
         codes_RG = np.empty((u_RD.shape[0], self.num_groups), dtype=np.int64)
-        for group, u_Rd in enumerate(u_RD.split(self._group_width, dim=1)):
+        for group, u_Rd in enumerate(torch.split(u_RD, self._group_width, dim=1)):
             codewords_dK = self.codewords_GKd[group].t()
             scores_RK = torch.addmm(self._negative_half_norms_GK[group], u_Rd, codewords_dK)
             codes_RG[:, group] = scores_RK.numpy(force=True).argmax(axis=1)
@@ -153,7 +153,7 @@ def _bag_table(codebook: GroupedCodebook, weight_ED: Tensor, bias_E: Tensor | No
     tables = [
         codewords_Kd @ weight_Ed.t()
         for codewords_Kd, weight_Ed in zip(
-            codebook.codewords_GKd, weight_ED.split(width_per_group, dim=1), strict=True
+            codebook.codewords_GKd, torch.split(weight_ED, width_per_group, dim=1), strict=True
         )
     ]
     if bias_E is not None:
@@ -240,7 +240,8 @@ def _tensor_faults(path: Path, tensors: dict[str, Tensor], spec: CodebookSpec) -
         tensor = tensors[name]
         if tensor.dtype != torch.float32 or tuple(tensor.shape) != wanted:
             faults.append(
-                f"{path}: {name} must be float32 {wanted}, got {tensor.dtype} {tuple(tensor.shape)}; run `astra fit` again"
+                f"{path}: {name} must be float32 {wanted}, got {tensor.dtype} {tuple(tensor.shape)}; "
+                "run `astra fit` again"
             )
         elif not bool(torch.isfinite(tensor).all()):
             faults.append(f"{path}: {name} must be finite, got NaN or infinity; run `astra fit` again")

@@ -1,6 +1,6 @@
 """Bringing the input to the ranks that need it, when only the terminal has it (`placement: terminal`).
 
-    rank 0: uint8 image --cut into bands of pixel rows--> raw or PNG --> rank r --> uint8 band --(data.to_input)--> pixels
+    rank 0: uint8 image --cut into bands of rows--> raw or PNG --> rank r: uint8 band --(data.to_input)--> floats
 
 Each rank gets the rows that cover its tokens' patches and nothing else; bands of neighbours overlap where a patch row
 is split between them. A rank without tokens gets no message. The same for every strategy. Pixels travel before they

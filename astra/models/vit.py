@@ -25,6 +25,7 @@ from astra.partition import band
 
 __all__ = ["ViTAdapter", "ViTBlock", "load_vit"]
 
+
 class ViTBlock:
     """One encoder layer, taken apart at its attention; implements `Block`."""
 
@@ -70,7 +71,7 @@ class ViTAdapter:
     """A ViT classifier as embedding, blocks and head; implements `ModelAdapter`."""
 
     def __init__(self, model: ViTForImageClassification):
-        config = model.config
+        config: Any = model.config
         self.huggingface = model
         self._embeddings: Any = model.vit.embeddings
         self._patch: int = config.patch_size
@@ -104,13 +105,9 @@ class ViTAdapter:
         patches_BTP = self._patches(inputs[:, :, rows.start - first_row : rows.stop - first_row])
         first_token = rows.start // self._patch * self._num_columns
         projection = self._embeddings.patch_embeddings.projection
-        x_BTD = F.linear(
-            patches_BTP[:, tokens.start - first_token : tokens.stop - first_token],
-            projection.weight.flatten(1),
-            projection.bias,
-        )
-        positions_1TD = self._embeddings.position_embeddings[:, 1 + tokens.start : 1 + tokens.stop]
-        return x_BTD + positions_1TD
+        own_BTP = patches_BTP[:, tokens.start - first_token : tokens.stop - first_token]
+        positions_1TD: Tensor = self._embeddings.position_embeddings[:, 1 + tokens.start : 1 + tokens.stop]
+        return positions_1TD + F.linear(own_BTP, projection.weight.flatten(1), projection.bias)
 
     def embed_class(self, batch: int) -> Tensor:
         """Return the class token with its position, [B, 1, D]."""
@@ -147,7 +144,8 @@ def load_vit(config: ModelConfig) -> ViTAdapter:
         ConfigError: The checkpoint is missing, damaged, not a ViT, or does not fit `config`.
     """
     model = _from_checkpoint(config, Path(config.checkpoint)) if config.checkpoint else _from_seed(config)
-    return ViTAdapter(model.eval().requires_grad_(False))
+    model.train(False).requires_grad_(False)
+    return ViTAdapter(model)
 
 
 def _from_seed(config: ModelConfig) -> ViTForImageClassification:
@@ -165,7 +163,7 @@ def _from_seed(config: ModelConfig) -> ViTForImageClassification:
         num_hidden_layers=preset.num_layers,
         num_attention_heads=preset.num_heads,
         intermediate_size=4 * preset.width,
-        num_labels=config.num_labels,
+        num_labels=config.num_labels,  # type: ignore[call-arg]  # taken by the parent class
     )
     with torch.device("meta"):
         model = ViTForImageClassification(hf_config)
@@ -189,21 +187,22 @@ def _from_checkpoint(config: ModelConfig, folder: Path) -> ViTForImageClassifica
              for name in missing]
         )  # fmt: skip
     try:
-        model, loading = ViTForImageClassification.from_pretrained(
+        loaded: Any = ViTForImageClassification.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             [f"{folder}: checkpoint must be a readable ViT, got {error}; save it again with save_pretrained"]
         ) from error
-    faults = _checkpoint_faults(config, folder, model.config, loading)
+    model: ViTForImageClassification = loaded[0]
+    faults = _checkpoint_faults(config, folder, model.config, loaded[1])
     if faults:
         raise ConfigError(faults)
     _resize_positions(model, config.image_size)
     return model
 
 
-def _checkpoint_faults(config: ModelConfig, folder: Path, found: ViTConfig, loading: dict[str, Any]) -> list[str]:
+def _checkpoint_faults(config: ModelConfig, folder: Path, found: Any, loading: dict[str, Any]) -> list[str]:
     """List every way in which a checkpoint that could be read is not what `config` says."""
     faults = []
     if found.model_type != "vit":
@@ -227,12 +226,13 @@ def _checkpoint_faults(config: ModelConfig, folder: Path, found: ViTConfig, load
 def _resize_positions(model: ViTForImageClassification, image_size: int) -> None:
     """Interpolate the position embeddings to `image_size`, once, the way the library does on each call."""
     embeddings: Any = model.vit.embeddings
-    if image_size == model.config.image_size:
+    config: Any = model.config
+    if image_size == config.image_size:
         return
-    num_tokens = (image_size // model.config.patch_size) ** 2
+    num_tokens = (image_size // config.patch_size) ** 2
     with torch.no_grad():
-        like_BTD = torch.empty(1, 1 + num_tokens, model.config.hidden_size)
+        like_BTD = torch.empty(1, 1 + num_tokens, config.hidden_size)
         resized = embeddings.interpolate_pos_encoding(like_BTD, image_size, image_size)
     embeddings.position_embeddings = nn.Parameter(resized)
     embeddings.image_size = (image_size, image_size)
-    model.config.image_size = image_size
+    config.image_size = image_size

@@ -15,10 +15,10 @@ from torch import Tensor
 from astra.attention import append_remote, attend
 from astra.config import SequenceConfig
 from astra.models import ModelShape
+from astra.partition import split
 from astra.strategies.protocol import RankContext, Request
 from astra.traffic import PlannedMessage, all_to_all
 from astra.transport import Tag
-from astra.partition import split
 from astra.wire import decode, encode, encoded_size
 
 __all__ = ["SequenceStrategy"]
