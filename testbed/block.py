@@ -96,7 +96,8 @@ class Block(BaseModel):
         try:
             block = handler(data)
         except ValidationError as error:
-            raise faults_error([*(_translate(cls, each) for each in error.errors()), *faults]) from None
+            single = [_translate(cls, each) for each in error.errors() if not _is_echo(each)]
+            raise faults_error([*single, *faults]) from None
         if faults:
             raise faults_error(faults)
         return block
@@ -115,6 +116,11 @@ class Block(BaseModel):
 def faults_error(faults: list[InitErrorDetails]) -> ValidationError:
     """Make the error that carries several faults; pydantic prefixes their locations as it passes up."""
     return ValidationError.from_exception_data("faults", faults)
+
+
+def _is_echo(error: ErrorDetails) -> bool:
+    """Tell whether a list counts as too short only because pydantic left out items that are faults themselves."""
+    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 
 def _translate(block: type[Block], error: ErrorDetails) -> InitErrorDetails:
@@ -158,5 +164,5 @@ def _how_to_add(block: type[Block], location: Location) -> str:
     """Say what a missing key is for, from its docstring."""
     for name, field in block.model_fields.items():
         if location == (field.alias or name,):
-            return f"add {field.alias or name}: {field.description}".rstrip(".").replace("\n", " ")
+            return f"add {field.alias or name} ({(field.description or '').rstrip('.')})"
     return "add it"

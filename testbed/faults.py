@@ -81,24 +81,22 @@ def suggestion(name: object, known: Mapping[str, str]) -> str:
 
 def _yaml_hint(kind: str, value: object) -> str | None:
     """Name the YAML habit behind a value of the wrong type, if there is one."""
+    if value is None:
+        return "an empty value is null: fill it in or remove the line"
     if kind in ("number", "integer"):
         return _number_hint(kind, value)
-    if kind == "text" and not isinstance(value, str | list | dict | None):
+    if kind == "text" and not isinstance(value, str | list | dict):
         return f'put it in quotes: "{value}"'
     if kind == "list" and isinstance(value, str):
         return f"write it as a list: [{', '.join(_words(value))}]"
-    if kind == "list" and value is not None:
+    if kind == "list":
         return "write it as a list: [a, b], or one item a line, each after a dash"
-    if kind in ("list", "mapping") and value is None:
-        return "an empty value is null: fill it in or remove the line"
     if kind == "mapping":
         return "write its keys as `key: value` lines, indented below it"
     return None
 
 
 def _number_hint(kind: str, value: object) -> str | None:
-    if value is None:
-        return "an empty value is null: write a number or remove the line"
     if kind == "integer" and isinstance(value, float):
         return "write it without a fraction or exponent"
     if not isinstance(value, str):

@@ -202,7 +202,7 @@ class Links(Block):
                     key = "loss" if name == "loss_pct" and override.loss is not None else name
                     todo = "later overrides contradict it: remove one, or put the more general one first"
                     rule = violation("in effect on some link", todo)
-                    yield fault_at(("overrides", position, key), value, rule)
+                    yield fault_at(("overrides", position, key), _as_written(value), rule)
 
     def _impossible_settings(self, source: str, destination: str) -> Iterator[InitErrorDetails]:
         """Yield what is wrong between settings of one link, whichever blocks they come from."""
@@ -210,12 +210,12 @@ class Links(Block):
         if link.jitter_ms > link.delay_ms:
             rule = f"at most the delay_ms of the link {source} to {destination}, which is {link.delay_ms:g}"
             error = violation(rule, "lower jitter_ms or raise delay_ms")
-            yield fault_at(self._statement_of("jitter_ms", source, destination), link.jitter_ms, error)
+            yield fault_at(self._statement_of("jitter_ms", source, destination), _as_written(link.jitter_ms), error)
         frame_ms = FRAME_BITS / (link.rate_mbps * 1000) if link.rate_mbps else 0.0
         if link.queue_ms < frame_ms:
             rule = f"at least {frame_ms:.2f} for the link {source} to {destination}, to hold one frame at its rate"
             error = violation(rule, "raise queue_ms")
-            yield fault_at(self._statement_of("queue_ms", source, destination), link.queue_ms, error)
+            yield fault_at(self._statement_of("queue_ms", source, destination), _as_written(link.queue_ms), error)
 
     def _statement_of(self, name: str, source: str, destination: str) -> tuple[str | int, ...]:
         """Return the place that states the setting `name` of a link."""
@@ -223,3 +223,8 @@ class Links(Block):
             if name in override.given() and override.covers(source, destination):
                 return ("overrides", position, name)
         return ("default", name)
+
+
+def _as_written(value: float | None) -> float | None:
+    """Return a number as a user would write it: 5, not 5.0."""
+    return int(value) if value is not None and value.is_integer() else value
