@@ -1,0 +1,5 @@
+"""`python -m astra` is `astra`."""
+
+from astra.cli import main
+
+main()

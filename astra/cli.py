@@ -1,0 +1,151 @@
+"""`astra`: the command line. Alone prints and exits.
+
+    astra bench    be one rank of a benchmark; rank and peers come from the environment
+    astra fit      fit the codebooks that a benchmark needs, once
+
+Exit codes: 0 success, 1 the run failed, 2 bad input. torch and transformers take seconds to import, so the commands
+import what needs them themselves, and `astra bench --check` goes without.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from astra.config import AstraConfig, BenchConfig
+from astra.config_file import load_config
+from astra.environment import Environment
+from astra.errors import AstraError, ConfigError
+
+__all__ = ["app", "main"]
+
+CONFIG_VARIABLE = "TESTBED_CONFIG"
+
+app = typer.Typer(
+    help="Distributed Transformer inference over slow links.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+_ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help=f"JSON file that says what to do; default: ${CONFIG_VARIABLE}."),
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="astra")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"astra {version('astra-testbed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def bench(
+    config: _ConfigOption = None,
+    check: Annotated[bool, typer.Option("--check", help="Only find mistakes in the config; start nothing.")] = False,
+) -> None:
+    """Be one rank of a benchmark; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which and where."""
+    with _failures_reported():
+        path, wanted = _load(config)
+        if check:
+            typer.echo(f"{path.name}: no mistakes found")
+            return
+        environment = Environment.read(os.environ)
+        from astra import reporting
+        from astra.worker import run_rank
+
+        reporter = reporting.connect(write=_say)
+        try:
+            run_rank(wanted, environment, reporter)
+        finally:
+            reporter.close()
+
+
+@app.command()
+def fit(config: _ConfigOption = None) -> None:
+    """Fit the codebooks that the config's strategies need, and keep them for later runs."""
+    with _failures_reported():
+        _, wanted = _load(config)
+        needed = [strategy for strategy in wanted.strategies if isinstance(strategy, AstraConfig)]
+        if not needed:
+            _say("fit: no strategy needs codebooks")
+            return
+        from astra.fit import ensure_fitted
+
+        begin_s = time.monotonic()
+        fitted: set[str] = set()
+        with _progress_shown() as show:
+
+            def follow(label: str, done: int, total: int) -> None:
+                fitted.add(label)
+                show(label, done, total)
+
+            ensure_fitted(wanted, follow)
+        cached = len(needed) - len(fitted)
+        _say(f"fit: {len(fitted)} fitted, {cached} found in the cache, {time.monotonic() - begin_s:.1f} s")
+
+
+def _load(path: Path | None) -> tuple[Path, BenchConfig]:
+    """Read the config named by the option or the environment."""
+    if path is None:
+        named = os.environ.get(CONFIG_VARIABLE)
+        if not named:
+            raise ConfigError(
+                [f"astra: --config must name a file, got nothing; give it, or set {CONFIG_VARIABLE} as `testbed` does"]
+            )
+        path = Path(named)
+    return path, load_config(path)
+
+
+@contextmanager
+def _failures_reported() -> Iterator[None]:
+    """Turn a failure that has words into lines on stderr and its exit code; any other keeps its traceback."""
+    try:
+        yield
+    except AstraError as error:
+        _say(str(error))
+        raise typer.Exit(error.exit_code) from error
+
+
+@contextmanager
+def _progress_shown() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function that shows progress: a bar on a terminal, a line at a time elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda label, done, total: _say(f"{label}: {done}/{total}")
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks = {}
+
+        def show(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bars.add_task(label, total=total)
+            bars.update(tasks[label], completed=done)
+
+        yield show
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)

@@ -1,0 +1,139 @@
+"""From measured requests to table rows. Pure.
+
+    Answer per request ──► row of `requests`        StrategyResult ──► row of `summary`
+    LinkTotals at two marks ──difference──► per rank ──sum──► what all links carried
+
+Agreement and speed-up compare with `single`, which is listed first where it is listed; without it they are None.
+Knows nothing of processes, networks and models.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from astra.config import StrategyConfig
+
+__all__ = ["SPAN_NAMES", "Answer", "LinkTotals", "StrategyResult", "label", "request_row", "summary_row"]
+
+Row = dict[str, str | int | float | bool | None]
+
+SPAN_NAMES = ("input", "embed", "encode", "send", "wait", "attention", "rest", "head")
+"""What rank 0's time goes to, in the order of a request."""
+
+
+@dataclass(frozen=True)
+class LinkTotals:
+    """Frames on links, as the kernel counted them."""
+
+    bytes: int
+    """Ethernet frames with their headers, lost ones included, those that found the queue full excluded."""
+    packets: int
+    lost: int
+    """Packets that never arrived: dropped by the loss pattern or by a full queue."""
+
+    @classmethod
+    def between(cls, begin: Mapping[str, Mapping[str, int]], end: Mapping[str, Mapping[str, int]]) -> "LinkTotals":
+        """Sum what the links that end at one device carried between two marks of it."""
+
+        def grown(field: str) -> int:
+            return sum(end[source][field] - begin.get(source, {}).get(field, 0) for source in end)
+
+        return cls(grown("bytes"), grown("packets"), grown("lost") + grown("overflowed"))
+
+    @classmethod
+    def sum(cls, parts: Iterable["LinkTotals"]) -> "LinkTotals":
+        """Add up devices; each link ends at one of them."""
+        listed = list(parts)
+        return cls(
+            sum(part.bytes for part in listed),
+            sum(part.packets for part in listed),
+            sum(part.lost for part in listed),
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One measured request, as rank 0 saw it."""
+
+    request: int
+    """Number of the request within its strategy; equal numbers have equal images."""
+    latency_s: float
+    """From the input in memory to the logits in memory."""
+    logits: NDArray[np.float32]
+    """[C]."""
+    spans_s: Mapping[str, float]
+    """Rank 0's seconds by span name."""
+
+
+@dataclass(frozen=True)
+class StrategyResult:
+    """All measured requests of one strategy."""
+
+    strategy: StrategyConfig
+    placement: str
+    answers: Sequence[Answer]
+    predicted_bytes: float
+    """Payload of a request, all ranks and links together."""
+    expected_bytes: float
+    """The same with framing, headers and acknowledgements, and the words that ranks exchange about requests."""
+    counted: LinkTotals | None
+    """All links between the marks; None where nobody counts."""
+
+
+def label(strategy: StrategyConfig) -> str:
+    """Name a strategy with its settings: for progress, marks and errors."""
+    return f"{strategy.name} {strategy.settings}".strip()
+
+
+def request_row(strategy: StrategyConfig, placement: str, answer: Answer, reference: Sequence[Answer] | None) -> Row:
+    """Make the row of `requests` for one answer; `reference` are the answers of `single`."""
+    agreement = _agreement(answer, reference)
+    spans: Row = {f"{name}_s": answer.spans_s.get(name, 0.0) for name in SPAN_NAMES}
+    return {
+        **_identity(strategy, placement),
+        "request": answer.request,
+        "latency_s": answer.latency_s,
+        "agreement_cosine": None if agreement is None else agreement[0],
+        "top1_same": None if agreement is None else agreement[1],
+        **spans,
+    }
+
+
+def summary_row(result: StrategyResult, reference: Sequence[Answer] | None) -> Row:
+    """Make the row of `summary`; `reference` are the answers of `single`, which agrees with itself."""
+    count, counted = len(result.answers), result.counted
+    median_s = _latency_s(result.answers, 50)
+    agreements = [found for answer in result.answers if (found := _agreement(answer, reference)) is not None]
+    return {
+        **_identity(result.strategy, result.placement),
+        "requests": count,
+        "latency_p50_s": median_s,
+        "latency_p95_s": _latency_s(result.answers, 95),
+        "speedup_vs_single": None if reference is None else _latency_s(reference, 50) / median_s,
+        "bytes_per_request_predicted": round(result.predicted_bytes),
+        "bytes_per_request_expected": round(result.expected_bytes),
+        "bytes_per_request_counted": None if counted is None else round(counted.bytes / count),
+        "packets_lost_per_request": None if counted is None else counted.lost / count,
+        "agreement_cosine": float(np.mean([cosine for cosine, _ in agreements])) if agreements else None,
+        "agreement_top1_pct": 100 * float(np.mean([same for _, same in agreements])) if agreements else None,
+    }
+
+
+def _identity(strategy: StrategyConfig, placement: str) -> Row:
+    return {"strategy": strategy.name, "settings": strategy.settings, "placement": placement}
+
+
+def _agreement(answer: Answer, reference: Sequence[Answer] | None) -> tuple[float, bool] | None:
+    """Compare with the reference's answer about the same image: cosine of the logits, and whether top-1 is equal."""
+    if reference is None:
+        return None
+    other = next(candidate for candidate in reference if candidate.request == answer.request)
+    a_C, b_C = answer.logits.astype(np.float64), other.logits.astype(np.float64)
+    cosine = float(a_C @ b_C / (np.linalg.norm(a_C) * np.linalg.norm(b_C)))
+    return cosine, bool(a_C.argmax() == b_C.argmax())
+
+
+def _latency_s(answers: Sequence[Answer], percent: float) -> float:
+    return float(np.percentile([answer.latency_s for answer in answers], percent))

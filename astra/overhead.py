@@ -1,0 +1,40 @@
+"""From payload bytes to what a kernel counts on an Ethernet link, without loss. Pure.
+
+    payload --framed_size--> TCP stream bytes --segments--> frames with headers, and acknowledgements the other way
+
+Assumptions, all of them plain TCP over IPv4 and Ethernet with an MTU of 1,500 bytes:
+
+* a segment carries at most 1,448 bytes (timestamps are on), and a message does not share segments with another;
+* a frame has 14 + 20 + 32 bytes of Ethernet, IP and TCP headers; no checksum trailer, as Linux counts none;
+* the receiver acknowledges every second segment and the last one, by a frame without data.
+
+Where traffic flows both ways at once, acknowledgements ride on data and the true figure is smaller; a lost packet is
+sent twice and makes it larger. The kernel's counters say what really happened.
+"""
+
+from collections.abc import Iterable
+
+from astra.traffic import PlannedMessage
+from astra.transport import framed_size
+
+__all__ = ["FRAME_HEADER_BYTES", "SEGMENT_BYTES", "bytes_on_links"]
+
+SEGMENT_BYTES = 1500 - 20 - 32
+"""TCP payload of a full segment: MTU less IPv4 header, less TCP header with timestamps."""
+
+FRAME_HEADER_BYTES = 14 + 20 + 32
+"""Ethernet, IPv4 and TCP headers of one frame."""
+
+SEGMENTS_PER_ACKNOWLEDGEMENT = 2
+
+
+def bytes_on_links(messages: Iterable[PlannedMessage]) -> int:
+    """Sum all frames that the messages cause, over all links and in both directions."""
+    return sum(message.count * _message_bytes(message.payload_bytes) for message in messages)
+
+
+def _message_bytes(payload_bytes: int) -> int:
+    stream_bytes = framed_size(payload_bytes)
+    segments = -(-stream_bytes // SEGMENT_BYTES)
+    acknowledgements = -(-segments // SEGMENTS_PER_ACKNOWLEDGEMENT)
+    return stream_bytes + (segments + acknowledgements) * FRAME_HEADER_BYTES

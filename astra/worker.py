@@ -1,0 +1,266 @@
+"""The life of one rank: load, connect, serve every strategy in turn, report.
+
+    rank 0                                          every other rank
+    for each strategy:                              for each strategy:
+      warm up                                         warm up
+      ◄───────────────── ready ─────────────────────  mark begin
+      mark begin                                      .
+      for each request:                               for each request:
+        clock starts                                  .
+        ── start ──► (and pixels, if `terminal`) ──►  .
+        forward ◄──────── strategy ────────────────►  forward
+        clock stops                                   .
+        ◄──────────────── done ─────────────────────  .
+      ── end ──►  mark end                            mark end
+      ◄────────────── counters ─────────────────────  .
+      report
+
+Every word is an empty message over the same transport as the strategy's own. Between the marks lie, apart from the
+strategies' messages, one `start` and one `done` a peer and request, and one `end` a peer: `overhead` counts them in.
+`start` is inside latency_s, `done` is not; rank 0 waits for all of them so that requests do not overlap.
+"""
+
+import gc
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from astra import placement
+from astra.collectives import Collectives
+from astra.config import BenchConfig
+from astra.data import load_images, to_input
+from astra.environment import Environment
+from astra.errors import AstraError, ConfigError
+from astra.jobs import Job, plan_jobs
+from astra.measure import Answer, LinkTotals, StrategyResult, label, request_row, summary_row
+from astra.models import ModelAdapter, load_model
+from astra.reporting import Links, Reporter
+from astra.strategies import STRATEGIES, RankContext, Request, Strategy
+from astra.timeline import Timeline
+from astra.transport import Tag, Transport
+from astra.transport.zeromq import connect as connect_zeromq
+
+__all__ = ["TRACE_FILE", "Connect", "run_rank"]
+
+Connect = Callable[[int, int, str, int, float], Transport]
+"""Takes rank, world size, master address, master port and a timeout in seconds."""
+
+TRACE_FILE = "timeline.json"
+"""All ranks' spans as a Chrome trace, written by rank 0."""
+
+SETTLE_S = 0.1
+"""Wait around a mark: longer than TCP delays an acknowledgement (40 ms), so that none falls on the wrong side."""
+
+
+def run_rank(
+    config: BenchConfig, environment: Environment, reporter: Reporter, connect: Connect = connect_zeromq
+) -> list[StrategyResult]:
+    """Be one rank of a benchmark from start to end; return the results on rank 0, and an empty list elsewhere.
+
+    Raises:
+        ConfigError: The config does not fit this world, or codebooks, checkpoint or images cannot be read.
+        AstraError: A peer did not answer or a message could not be read; names rank, strategy and request.
+    """
+    if environment.num_threads is not None:
+        torch.set_num_threads(environment.num_threads)
+    model = load_model(config.model)
+    jobs = plan_jobs(config, model, environment.world_size)
+    has_images = environment.rank == 0 or config.input.placement == "replicated"
+    pixels_NCYX = load_images(config.input, config.model, config.requests, "request") if has_images else None
+    address = (environment.master_addr, environment.master_port)
+    transport = connect(environment.rank, environment.world_size, *address, config.timeout_s)
+    complete = False
+    try:
+        rank = _Rank(config, model, pixels_NCYX, Collectives(transport, config.timeout_s), reporter)
+        results = rank.serve_all(jobs)
+        rank.write_trace(environment.out)
+        complete = True
+    finally:
+        transport.close(abort=not complete)
+    return results
+
+
+class _Rank:
+    """One rank that is connected to all others."""
+
+    def __init__(
+        self,
+        config: BenchConfig,
+        model: ModelAdapter,
+        pixels_NCYX: NDArray[np.uint8] | None,
+        collectives: Collectives,
+        reporter: Reporter,
+    ):
+        self._config = config
+        self._model = model
+        self._pixels_NCYX = pixels_NCYX
+        self._collectives = collectives
+        self._reporter = reporter
+        self._rank = collectives.rank
+        self._timeline = Timeline(collectives.rank)
+        self._next_request = 0
+        self._reference: list[Answer] | None = None
+
+    def serve_all(self, jobs: list[Job]) -> list[StrategyResult]:
+        """Serve one strategy after the other."""
+        results = []
+        for job in jobs:
+            with self._named(f"{label(job.strategy)}, getting ready"):
+                context = RankContext(self._model, self._collectives, job.ranges, self._timeline, job.codebook_folder)
+                strategy = STRATEGIES[job.strategy.name](context, job.strategy)
+            answers, counted = self._serve_strategy(job, strategy)
+            if self._rank == 0:
+                results.append(self._report(job, answers, counted))
+        return results
+
+    def write_trace(self, folder: Path) -> None:
+        """Bring all ranks' spans to rank 0 and write them there."""
+        with self._named("collecting timelines"):
+            packed = self._collectives.gather(Tag(self._next_request, 0, "timeline"), self._timeline.to_bytes())
+        if packed is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            others = [Timeline.from_bytes(spans) for spans in packed.values()]
+            self._timeline.write_chrome_trace(folder / TRACE_FILE, others)
+
+    def _serve_strategy(self, job: Job, strategy: Strategy) -> tuple[list[Answer], LinkTotals | None]:
+        """Warm up, then serve the measured requests between two marks; the answers are on rank 0 only."""
+        name, warmup, requests = label(job.strategy), self._config.warmup, self._config.requests
+        answers: list[Answer] = []
+        if job.strategy.name == "single":
+            self._reference = answers
+        for number in range(warmup):
+            with self._named(f"{name}, warm-up request {number + 1} of {warmup}"):
+                self._serve(job, strategy, number % requests)
+                self._progress(name, number + 1)
+        with self._named(f"{name}, begin mark"):
+            begin = self._mark_begin(name)
+        with _quiet_collector():
+            for number in range(requests):
+                with self._named(f"{name}, request {number + 1} of {requests}"):
+                    answer = self._serve(job, strategy, number)
+                    if answer is not None:
+                        answers.append(answer)
+                        placed = self._config.input.placement
+                        self._reporter.row("requests", request_row(job.strategy, placed, answer, self._reference))
+                    self._progress(name, warmup + number + 1)
+        with self._named(f"{name}, end mark"):
+            counted = self._count_until_end(name, begin)
+        return answers, counted
+
+    def _serve(self, job: Job, strategy: Strategy, image: int) -> Answer | None:
+        """Serve one request with all ranks; rank 0 returns when every peer is done with it."""
+        index = self._next_request
+        self._next_request += 1
+        self._timeline.begin_request(index)
+        word = Tag(index, 0, "start")
+        if self._rank != 0:
+            self._collectives.broadcast(word, None)
+        start_s = time.perf_counter()
+        with self._timeline.span("input"):
+            if self._rank == 0:
+                self._collectives.broadcast(word, b"")
+            inputs = self._inputs(job, index, image)
+        logits_BC = strategy.forward(Request(index, inputs, job.bands[self._rank].start))
+        latency_s = time.perf_counter() - start_s
+        self._collectives.gather(Tag(index, 0, "done"), b"")
+        if logits_BC is None:
+            return None
+        return Answer(image, latency_s, logits_BC[0].numpy(), self._timeline.totals(index))
+
+    def _inputs(self, job: Job, index: int, image: int) -> Tensor:
+        """Return this rank's band of the image, normalised, [1, 3, rows, image_size]."""
+        whole = None if self._pixels_NCYX is None else self._pixels_NCYX[image : image + 1]
+        if self._config.input.placement == "terminal":
+            band = placement.distribute(
+                self._collectives,
+                index,
+                whole,
+                job.bands,
+                image_size=self._config.model.image_size,
+                encoding=self._config.input.encoding,
+            )
+        else:
+            assert whole is not None, "with replicated placement every rank has loaded the images"
+            rows = job.bands[self._rank]
+            band = whole[:, :, rows.start : rows.stop]
+        return to_input(band)
+
+    def _mark_begin(self, name: str) -> Links | None:
+        """Mark on every rank, rank 0 last, while nothing is under way."""
+        ready = Tag(self._next_request, 0, "ready")
+        if self._rank == 0:
+            self._collectives.gather(ready, b"")
+        time.sleep(SETTLE_S)
+        links = self._reporter.mark(f"{name}:begin")
+        if self._rank != 0:
+            self._collectives.gather(ready, b"")
+        return links
+
+    def _count_until_end(self, name: str, begin: Links | None) -> LinkTotals | None:
+        """Mark on every rank and sum on rank 0 what all links carried since `begin`; None if nobody counts."""
+        last = self._next_request - 1
+        self._collectives.broadcast(Tag(last, 0, "end"), b"" if self._rank == 0 else None)
+        time.sleep(SETTLE_S)
+        end = self._reporter.mark(f"{name}:end")
+        if self._rank != 0:
+            time.sleep(SETTLE_S)  # rank 0 has marked by then, so that its counters do not hold this message
+        own = None if begin is None or end is None else LinkTotals.between(begin, end)
+        payload = json.dumps(None if own is None else asdict(own)).encode()
+        payloads = self._collectives.gather(Tag(last, 0, "counters"), payload)
+        if payloads is None or own is None:
+            return None
+        parts = [json.loads(bytes(part)) for part in payloads.values()]
+        return LinkTotals.sum([own, *(LinkTotals(**part) for part in parts if part is not None)])
+
+    def _report(self, job: Job, answers: list[Answer], counted: LinkTotals | None) -> StrategyResult:
+        """Write the strategy's row on rank 0."""
+        assert self._pixels_NCYX is not None, "rank 0 has the images"
+        images = self._config.input
+        predicted = job.predict(images, self._pixels_NCYX)
+        result = StrategyResult(
+            strategy=job.strategy,
+            placement=images.placement,
+            answers=answers,
+            predicted_bytes=predicted.payload_bytes,
+            expected_bytes=predicted.link_bytes,
+            counted=counted,
+        )
+        self._reporter.row("summary", summary_row(result, self._reference))
+        return result
+
+    def _progress(self, name: str, done: int) -> None:
+        if self._rank == 0:
+            self._reporter.progress(name, done, self._config.warmup + self._config.requests)
+
+    @contextmanager
+    def _named(self, doing: str) -> Iterator[None]:
+        """Say in whatever goes wrong which rank it was and what it was doing."""
+        where = f"rank {self._rank}, {doing}"
+        try:
+            yield
+        except ConfigError:
+            raise
+        except AstraError as error:
+            raise type(error)(f"{where}: {error}") from error
+        except Exception as error:
+            error.add_note(where)
+            raise
+
+
+@contextmanager
+def _quiet_collector() -> Iterator[None]:
+    """Keep the garbage collector from walking the model's objects while requests are measured."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
