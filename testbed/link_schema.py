@@ -56,11 +56,19 @@ class _Impaired(Block):
             rule = violation("absent where loss_pct is given", "keep one of the two")
             yield fault_at(("loss",), data["loss"], rule)
 
+    @model_validator(mode="after")
+    def _take_loss_for_loss_pct(self) -> Self:
+        """Resolve a Bernoulli model, which is another spelling of loss_pct."""
+        loss: BernoulliLoss | None = getattr(self, "loss", None)
+        if loss is None:
+            return self
+        stated = {name: getattr(self, name) for name in self.model_fields_set if name != "loss"}
+        stated["loss_pct"] = loss.loss_pct
+        return self.model_construct(_fields_set=set(stated), **stated)
+
     def given(self) -> dict[str, float | None]:
-        """Return the settings that this block states, by name; a loss model counts as its loss_pct."""
-        values = {name: getattr(self, name) for name in IMPAIRMENTS if name in self.model_fields_set}
-        loss = getattr(self, "loss", None)
-        return values if loss is None else values | {"loss_pct": loss.loss_pct}
+        """Return the settings that this block states, by name."""
+        return {name: getattr(self, name) for name in IMPAIRMENTS if name in self.model_fields_set}
 
 
 class LinkDefault(_Impaired):
@@ -199,10 +207,9 @@ class Links(Block):
             covered = [pair for pair in pairs if override.covers(*pair)]
             for name, value in override.given().items():
                 if covered and all(getattr(settled[pair], name) != value for pair in covered):
-                    key = "loss" if name == "loss_pct" and override.loss is not None else name
                     todo = "later overrides contradict it: remove one, or put the more general one first"
                     rule = violation("in effect on some link", todo)
-                    yield fault_at(("overrides", position, key), _as_written(value), rule)
+                    yield fault_at(("overrides", position, name), _as_written(value), rule)
 
     def _impossible_settings(self, source: str, destination: str) -> Iterator[InitErrorDetails]:
         """Yield what is wrong between settings of one link, whichever blocks they come from."""

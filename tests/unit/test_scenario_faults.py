@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.errors import InputError
@@ -241,6 +241,7 @@ SECTIONS = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(SECTIONS)
 def test_parse_finds_words_for_any_nonsense(sections: dict[str, Any]) -> None:
     sound = {"name": "x", "devices": {"count": 2}, "workload": {"command": ["run"]}}
