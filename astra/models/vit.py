@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
+from transformers.utils import logging as transformers_logging
 
 from astra.attention import attend, split_heads
 from astra.config import ModelConfig
@@ -186,6 +187,8 @@ def _from_checkpoint(config: ModelConfig, folder: Path) -> ViTForImageClassifica
             [f"{folder}: checkpoint must hold {name}, got no such file; name a folder saved by save_pretrained"
              for name in missing]
         )  # fmt: skip
+    transformers_logging.disable_progress_bar()  # the terminal belongs to the display of the run
+    transformers_logging.set_verbosity_error()  # and what it would warn of is a fault here
     try:
         loaded: Any = ViTForImageClassification.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
