@@ -42,10 +42,10 @@ MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 """The largest payload of a message: 4096 tokens of width 16384 in fp32."""
 
 ZMTP_SHORT_BYTES = 2
-"""What ZMTP 3.1 puts before a part of up to 255 bytes: flags and a one-byte size."""
+"""What ZMTP 3.1 puts before a message of up to 255 bytes: flags and a one-byte size."""
 
 ZMTP_LONG_BYTES = 9
-"""What ZMTP 3.1 puts before a longer part: flags and an eight-byte size."""
+"""What ZMTP 3.1 puts before a longer message: flags and an eight-byte size."""
 
 _PHASE_CHARS = 12
 _UINT8, _UINT16, _UINT32 = 0xCC, 0xCD, 0xCE
@@ -80,7 +80,7 @@ class Header(NamedTuple):
 
 
 Frame = tuple[bytes, memoryview]
-"""A header and the part of the payload that follows it."""
+"""A header and the piece of the payload that follows it."""
 
 
 def num_frames(payload_bytes: int) -> int:
@@ -88,8 +88,9 @@ def num_frames(payload_bytes: int) -> int:
     return max(1, -(-payload_bytes // CHUNK_BYTES))
 
 
-def _part_size(part_bytes: int) -> int:
-    return part_bytes + (ZMTP_SHORT_BYTES if part_bytes <= 255 else ZMTP_LONG_BYTES)
+def _framed_chunk_size(chunk_bytes: int) -> int:
+    frame_bytes = HEADER_BYTES + chunk_bytes
+    return frame_bytes + (ZMTP_SHORT_BYTES if frame_bytes <= 255 else ZMTP_LONG_BYTES)
 
 
 def framed_size(payload_bytes: int) -> int:
@@ -99,8 +100,8 @@ def framed_size(payload_bytes: int) -> int:
     acknowledgements of the other direction.
     """
     full, rest = divmod(payload_bytes, CHUNK_BYTES)
-    chunks = [CHUNK_BYTES] * full + ([rest] if rest or not full else [])
-    return sum(_part_size(HEADER_BYTES) + _part_size(chunk) for chunk in chunks)
+    last = _framed_chunk_size(rest) if rest or not full else 0
+    return full * _framed_chunk_size(CHUNK_BYTES) + last
 
 
 def cut(token: int, sender: int, tag: Tag, payload: bytes | bytearray | memoryview) -> Iterator[Frame]:
@@ -144,12 +145,10 @@ def _encode_header(token: int, sender: int, tag: Tag, phase: bytes, chunk: int, 
         ) from None
 
 
-def decode_header(part: bytes | memoryview) -> Header | None:
-    """Read a header back; None if the bytes are not one."""
-    if len(part) != HEADER_BYTES:
-        return None
+def decode_header(frame: bytes | memoryview) -> Header | None:
+    """Read the header of a frame; None if it does not begin with one."""
     try:
-        fields = msgpack.unpackb(part, raw=False, strict_map_key=True)
+        fields = msgpack.unpackb(frame[:HEADER_BYTES], raw=False, strict_map_key=True)
     except (ValueError, msgpack.UnpackException):
         return None
     if not isinstance(fields, list) or len(fields) != len(_LIMITS):

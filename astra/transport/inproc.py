@@ -20,7 +20,7 @@ class _Inbox:
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        self.frames: deque[tuple[int, tuple[bytes, ...]]] = deque()
+        self.frames: deque[tuple[int, bytes]] = deque()
         self.open = True
 
 
@@ -32,19 +32,11 @@ class InprocTransport(FramedTransport):
         self._inboxes = inboxes
 
     def _push(self, peer: int, tag: Tag, frame: Frame) -> None:
-        self.inject(peer, (frame[0], bytes(frame[1])))
-
-    def inject(self, peer: int, parts: tuple[bytes, ...]) -> None:
-        """Hand any bytes to a peer as one frame of this rank; for tests of what a network may do.
-
-        Raises:
-            TransportError: the peer has closed its transport.
-        """
         inbox = self._inboxes[peer]
         with inbox.changed:
             if not inbox.open:
                 raise TransportError(f"rank {self.rank}: rank {peer} has closed its transport; send nothing more")
-            inbox.frames.append((self.rank, parts))
+            inbox.frames.append((self.rank, b"".join(frame)))
             inbox.changed.notify()
 
     def _pull(self, peers: Collection[int], timeout_s: float) -> bool:
@@ -54,8 +46,8 @@ class InprocTransport(FramedTransport):
                 return False
             arrived = list(inbox.frames)
             inbox.frames.clear()
-        for peer, parts in arrived:
-            self._mailbox.offer(peer, parts)
+        for peer, frame in arrived:
+            self._mailbox.offer(peer, frame)
         return True
 
     def _release(self, abort: bool) -> None:

@@ -10,10 +10,10 @@ and counted as malformed, and the first one is logged; nothing that arrives can 
 
 import logging
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from astra.errors import TransportError
-from astra.transport.framing import CHUNK_BYTES, Header, Tag, decode_header, num_frames
+from astra.transport.framing import CHUNK_BYTES, HEADER_BYTES, Header, Tag, decode_header, num_frames
 
 __all__ = ["Mailbox"]
 
@@ -43,9 +43,9 @@ class Mailbox:
         self._partial: dict[int, _Partial] = {}
         self._complete: dict[Tag, deque[tuple[int, memoryview]]] = {}
 
-    def offer(self, peer: int, parts: Sequence[bytes | memoryview]) -> None:
+    def offer(self, peer: int, frame: bytes | memoryview) -> None:
         """Take one frame that arrived on the connection to `peer`; copies it."""
-        header = decode_header(parts[0]) if len(parts) == 2 else None
+        header = decode_header(frame)
         if header is None:
             self._reject(peer, "its header cannot be read")
         elif header.token != self._token or header.sender != peer:
@@ -53,7 +53,7 @@ class Mailbox:
         elif header.tag.request < self._request:
             self.stale += 1
         else:
-            self._join(peer, header, memoryview(parts[1]))
+            self._join(peer, header, memoryview(frame)[HEADER_BYTES:])
 
     def _join(self, peer: int, header: Header, piece: memoryview) -> None:
         offset = header.chunk * CHUNK_BYTES

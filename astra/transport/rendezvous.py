@@ -31,6 +31,9 @@ _LOGGER = logging.getLogger(__name__)
 GRACE_S = 2.0
 """How much longer than rank 0 the others wait, so that they still hear why it gave up."""
 
+MESSAGE_LIMIT_BYTES = 1 << 20
+"""More than the roster of 256 ranks; whoever sends more is cut off."""
+
 FAREWELL_MS = 2000
 """How long the last words of a rendezvous may stay queued after its socket is closed."""
 
@@ -92,9 +95,13 @@ def _unpack(body: bytes) -> list[Any]:
     """Read a message of the rendezvous; an empty list if it is not one."""
     try:
         fields = msgpack.unpackb(body, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException):
+    except (ValueError, TypeError, msgpack.UnpackException):
         return []
     return fields if isinstance(fields, list) else []
+
+
+def _is_port(port: object) -> bool:
+    return isinstance(port, int) and 0 < port < 65536
 
 
 class Rendezvous(ABC):
@@ -106,6 +113,7 @@ class Rendezvous(ABC):
         self._deadline = time.monotonic() + timeout_s
         self._socket = context.socket(kind)
         self._socket.linger = 0
+        self._socket.maxmsgsize = MESSAGE_LIMIT_BYTES
 
     def __enter__(self) -> Self:
         return self
@@ -164,7 +172,9 @@ class Host(Rendezvous):
         while len(entries) < self._place.world_size:
             identity, fields = self._receive(set(range(self._place.world_size)) - set(entries), "show up")
             match fields:
-                case ["hello", int(world_size), int(rank), str(address), dict(ports)]:
+                case ["hello", int(world_size), int(rank), str(address), dict(ports)] if len(
+                    ports
+                ) == world_size - rank - 1 and all(_is_port(port) for port in ports.values()):
                     self._admit(identity, world_size, rank)
                     entries[rank] = Entry(address, ports)
                 case _:

@@ -3,12 +3,16 @@
     rank 0 ◄──── rank 1        the lower rank binds a port of its own for each higher rank, the higher one connects;
        ▲  ▲────┐  ▲            a DEALER on either side, so nothing is ever addressed or routed
        │       │  │
-    rank 2 ──► …               one ZeroMQ message of two parts, header and chunk, for each frame
+    rank 2 ──► …               one ZeroMQ message of one part for each frame
 
-`connect` returns once every pair has exchanged a word, so that a later send finds its connection open (IMMEDIATE=1
-makes a send to a lost peer fail after SEND_TIMEOUT_S instead of piling up for nobody). There are no heartbeats: a large
-message on a slow link would look like a dead peer. libzmq sets TCP_NODELAY, and writes a small message, header and
-payload, in one piece: 256 codes of 10 bits are one packet.
+`connect` returns once every pair has exchanged a word, so a later send finds its connection open. A send to a lost peer
+fails instead of piling up for nobody. There are no heartbeats: a large message on a slow link would look like a dead
+peer. libzmq sets TCP_NODELAY and writes a small frame in one piece: 256 codes of 10 bits are one packet.
+
+Two things that libzmq 4.3.5 was seen to do shape this module. With IMMEDIATE=1 the connecting side throws away
+messages that have arrived but were not read yet when the peer closes, as a faster rank does after its last layer; so
+IMMEDIATE is off, and a monitor tells of the lost connection. And a process aborts (`!_more` in fq.cpp) when that
+happens between two parts of a message; so a frame has one part.
 
 The token in each header keeps strangers' frames out. It does not hide or authenticate anything, and a stranger who
 connects to a pair's port would be dealt some of the bound side's frames: run it on a network of your own.
@@ -16,13 +20,13 @@ connects to a pair's port would be dealt some of the bound side's frames: run it
 
 import time
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import zmq
 
 from astra.errors import PeerTimeoutError, TransportError
 from astra.transport.framed import FramedTransport
-from astra.transport.framing import CHUNK_BYTES, MAX_MESSAGE_BYTES, Frame, Tag, cut, decode_header
+from astra.transport.framing import CHUNK_BYTES, HEADER_BYTES, MAX_MESSAGE_BYTES, Frame, Tag, cut, decode_header
 from astra.transport.rendezvous import Entry, Guest, Host, Place, Roster, own_address, to_poll_ms
 
 __all__ = ["ZeroMqTransport", "connect"]
@@ -36,6 +40,9 @@ SEND_TIMEOUT_S = 1.0
 LINGER_S = 5.0
 """How long `close` waits for queued messages to leave."""
 
+MAX_WORLD_SIZE = 256
+"""The header has a byte for the sender's rank."""
+
 _HELLO = Tag(0, 0, "hello")
 
 _Context = zmq.Context[zmq.Socket[bytes]]
@@ -48,20 +55,27 @@ class ZeroMqTransport(FramedTransport):
     If it is dropped without `close`, what is queued is lost and nothing waits.
     """
 
-    def __init__(self, place: Place, token: int, context: _Context, sockets: _Sockets):
+    def __init__(self, place: Place, token: int, context: _Context, sockets: _Sockets, monitors: _Sockets):
         super().__init__(place.rank, place.world_size, token)
         self._context = context
         self._sockets = sockets
+        self._monitors = monitors
         self._abandon = weakref.finalize(self, context.destroy, linger=0)
 
     def _push(self, peer: int, tag: Tag, frame: Frame) -> None:
         try:
-            self._sockets[peer].send_multipart(frame)
+            if self._is_lost(peer):
+                raise zmq.Again
+            self._sockets[peer].send(b"".join(frame))
         except zmq.Again:
             raise TransportError(
-                f"rank {self.rank} could not send to rank {peer} for {SEND_TIMEOUT_S:g} s: request {tag.request}, "
-                f"layer {tag.layer}, phase {tag.phase!r}; its connection is lost or its queue is full, see its log"
+                f"rank {self.rank} could not send to rank {peer}: request {tag.request}, layer {tag.layer}, phase "
+                f"{tag.phase!r}; its connection is lost or its queue was full for {SEND_TIMEOUT_S:g} s, see its log"
             ) from None
+
+    def _is_lost(self, peer: int) -> bool:
+        monitor = self._monitors.get(peer)
+        return monitor is not None and bool(int(monitor.get(zmq.EVENTS)) & zmq.POLLIN)
 
     def _pull(self, peers: Collection[int], timeout_s: float) -> bool:
         poller = zmq.Poller()
@@ -77,10 +91,10 @@ class ZeroMqTransport(FramedTransport):
     def _drain(self, peer: int, socket: zmq.Socket[bytes]) -> None:
         while True:
             try:
-                frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                frame = socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            self._mailbox.offer(peer, [frame.buffer for frame in frames])
+            self._mailbox.offer(peer, frame.buffer)
 
     def _release(self, abort: bool) -> None:
         self._abandon.detach()
@@ -101,6 +115,11 @@ def connect(rank: int, world_size: int, master_addr: str, master_port: int, time
         PeerTimeoutError: ranks did not show up or cannot be reached; they are named.
         TransportError: the address or port cannot be used, or ranks contradict each other.
     """
+    if not 0 <= rank < world_size <= MAX_WORLD_SIZE:
+        raise TransportError(
+            f"RANK must be 0 to WORLD_SIZE - 1 and WORLD_SIZE at most {MAX_WORLD_SIZE}, got {rank} of {world_size}; "
+            "set both on every device"
+        )
     place = Place(rank, world_size, master_addr, master_port)
     context: _Context = zmq.Context(io_threads=1)
     try:
@@ -112,7 +131,7 @@ def connect(rank: int, world_size: int, master_addr: str, master_port: int, time
 
 def _meet(place: Place, context: _Context, timeout_s: float) -> ZeroMqTransport:
     if place.world_size == 1:
-        return ZeroMqTransport(place, 0, context, {})
+        return ZeroMqTransport(place, 0, context, {}, {})
     deadline = time.monotonic() + timeout_s
     address = own_address(place)
     sockets = {peer: _make_socket(context) for peer in range(place.world_size) if peer != place.rank}
@@ -120,6 +139,7 @@ def _meet(place: Place, context: _Context, timeout_s: float) -> ZeroMqTransport:
         higher = range(place.rank + 1, place.world_size)
         ports = {peer: sockets[peer].bind_to_random_port(f"tcp://{address}") for peer in higher}
         roster = rendezvous.exchange(Entry(address, ports))
+        monitors = {peer: sockets[peer].get_monitor_socket(zmq.EVENT_DISCONNECTED) for peer in range(place.rank)}
         for peer in range(place.rank):
             entry = roster.entries[peer]
             sockets[peer].connect(f"tcp://{entry.address}:{entry.ports[place.rank]}")
@@ -127,28 +147,27 @@ def _meet(place: Place, context: _Context, timeout_s: float) -> ZeroMqTransport:
         rendezvous.finish()
     for socket in sockets.values():
         socket.sndtimeo = to_poll_ms(SEND_TIMEOUT_S)
-    return ZeroMqTransport(place, roster.token, context, sockets)
+    return ZeroMqTransport(place, roster.token, context, sockets, monitors)
 
 
 def _make_socket(context: _Context) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.DEALER)
     socket.linger = 0
-    socket.immediate = True
     socket.sndhwm = QUEUE_FRAMES
     socket.rcvhwm = QUEUE_FRAMES
-    socket.maxmsgsize = CHUNK_BYTES
+    socket.maxmsgsize = HEADER_BYTES + CHUNK_BYTES
     return socket
 
 
 def _greet(place: Place, roster: Roster, sockets: _Sockets, deadline: float) -> None:
     """Exchange a word with every peer: the higher rank speaks first, since only it knows where the other is."""
-    hello = next(cut(roster.token, place.rank, _HELLO, b""))
+    hello = b"".join(next(cut(roster.token, place.rank, _HELLO, b"")))
     silent = set(sockets)
     for socket in sockets.values():
         socket.sndtimeo = to_poll_ms(deadline - time.monotonic())
     try:
         for peer in range(place.rank):
-            sockets[peer].send_multipart(hello)
+            sockets[peer].send(hello)
         while silent:
             poller = zmq.Poller()
             for peer in silent:
@@ -157,10 +176,10 @@ def _greet(place: Place, roster: Roster, sockets: _Sockets, deadline: float) -> 
             if not ready:
                 raise zmq.Again
             for peer in [peer for peer in silent if sockets[peer] in ready]:
-                if _is_hello(sockets[peer].recv_multipart(), peer, roster.token):
+                if _is_hello(sockets[peer].recv(), peer, roster.token):
                     silent.discard(peer)
                     if peer > place.rank:
-                        sockets[peer].send_multipart(hello)
+                        sockets[peer].send(hello)
     except zmq.Again:
         names = ", ".join(str(peer) for peer in sorted(silent))
         raise PeerTimeoutError(
@@ -169,6 +188,6 @@ def _greet(place: Place, roster: Roster, sockets: _Sockets, deadline: float) -> 
         ) from None
 
 
-def _is_hello(parts: Sequence[bytes], peer: int, token: int) -> bool:
-    header = decode_header(parts[0])
+def _is_hello(frame: bytes, peer: int, token: int) -> bool:
+    header = decode_header(frame)
     return header is not None and (header.token, header.sender, header.tag) == (token, peer, _HELLO)

@@ -1,0 +1,58 @@
+"""Worlds of connected transports for tests: threads of one process, or loopback TCP."""
+
+import random
+import socket
+import threading
+from collections.abc import Callable
+
+from astra.transport import inproc, zeromq
+from astra.transport.framed import FramedTransport
+
+CONNECT_TIMEOUT_S = 20.0
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on, below those that the kernel gives to outgoing connections."""
+    while True:
+        port = random.randint(15000, 30000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+
+
+def in_threads(calls: list[Callable[[], object]]) -> list[object]:
+    """Run calls side by side; an exception stands in the place of its result."""
+    results: list[object] = [None] * len(calls)
+
+    def run(position: int) -> None:
+        try:
+            results[position] = calls[position]()
+        except Exception as error:  # noqa: BLE001 -- handed to the test
+            results[position] = error
+
+    threads = [threading.Thread(target=run, args=(position,), daemon=True) for position in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def connect_zeromq(world_size: int) -> list[FramedTransport]:
+    """Connect ranks over loopback, each from a thread of its own."""
+    port = free_port()
+    made = in_threads(
+        [
+            lambda rank=rank: zeromq.connect(rank, world_size, "127.0.0.1", port, CONNECT_TIMEOUT_S)
+            for rank in range(world_size)
+        ]
+    )
+    transports = [transport for transport in made if isinstance(transport, FramedTransport)]
+    assert len(transports) == world_size, made
+    return transports
+
+
+CONNECTORS: dict[str, Callable[[int], list[FramedTransport]]] = {
+    "inproc": lambda world_size: list(inproc.connect(world_size)),
+    "zeromq": connect_zeromq,
+}
