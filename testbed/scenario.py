@@ -226,6 +226,7 @@ class Scenario(Block):
         """Write the scenario as YAML, defaults included, such that loading it gives an equal scenario."""
         writer = YAML(typ="safe", pure=True)
         writer.default_flow_style = False
+        writer.allow_unicode = False  # written bare, some line separators do not come back
         writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # annotated as None
         text = io.StringIO()
         writer.dump(self.model_dump(mode="json", by_alias=True), text)

@@ -174,7 +174,23 @@ JSON_VALUES = st.recursive(
     | st.integers(-(10**20), 10**20)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.sampled_from(
-        ["no", "1e6", "10:30", "1_000", "~", "null", "2024-01-01", "0o17", "", " a ", "#", "*", "é\n\t\\"]
+        [
+            "no",
+            "1e6",
+            "10:30",
+            "1_000",
+            "~",
+            "null",
+            "2024-01-01",
+            "0o17",
+            "",
+            " a ",
+            "#",
+            "*",
+            "é\n\t\\",
+            "\x85",
+            "\u2028",
+        ]
     )
     | st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abno1~ :#", max_size=4), inner, max_size=3),
