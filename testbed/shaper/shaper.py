@@ -1,0 +1,285 @@
+"""Put a device's link rules into the kernel, read them back, count, and take them out again.
+
+Writes with the programs `tc`, `nft`, `ip` and `ethtool`, whose units are explicit and whose errors name the cause; reads
+back from the kernel itself. One Shaper per network namespace. Needs NET_ADMIN there and nothing else.
+"""
+
+import contextlib
+import json
+import reprlib
+import socket
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from testbed.errors import ShaperError, UnsupportedError
+from testbed.links import DeviceRules, LinkRule
+from testbed.loss import PATTERN_LENGTH, lost_positions
+from testbed.shaper import nft
+from testbed.shaper.features import FEATURES, has_netem
+from testbed.shaper.netlink import ClassState, KernelReader
+from testbed.shaper.plan import (
+    BURST_S,
+    IFB,
+    UPLINK_MAJOR,
+    LinkClass,
+    link_classes,
+    redirect_commands,
+    tree_commands,
+    uplink_class,
+)
+from testbed.shaper.readback import (
+    Difference,
+    class_differences,
+    filter_differences,
+    queue_differences,
+    root_differences,
+)
+
+__all__ = ["LinkCounters", "Shaper"]
+
+CLSACT_HANDLE = 0xFFFF0000
+INGRESS_PARENT = 0xFFFFFFF2
+CONGESTION_CONTROL = "cubic"
+OFFLOADS = (
+    "tx-checksumming",
+    "tcp-segmentation-offload",
+    "generic-segmentation-offload",
+    "tx-udp-segmentation",
+    "generic-receive-offload",
+    "large-receive-offload",
+    "rx-gro-list",
+    "rx-udp-gro-forwarding",
+)
+"""What would let one "packet" be many, or leave its checksum to hardware that is not there."""
+
+
+@dataclass(frozen=True)
+class LinkCounters:
+    """The kernel's counts of one link since `apply` or `reset_loss`."""
+
+    bytes: int
+    """Bytes of frames, 14 header bytes each included, that came over the link: sent, less `overflowed`."""
+    packets: int
+    """Frames that came over the link; those in `lost` have used up its time and are among them."""
+    lost: int
+    """Packets dropped by the loss pattern."""
+    overflowed: int
+    """Packets dropped because the queue was full."""
+
+
+class Shaper:
+    """The rules of one interface. Methods raise ShaperError with device, interface and what was attempted."""
+
+    def __init__(self, interface: str):
+        self._interface = interface
+        self._device = "(not shaped yet)"
+        self._classes: tuple[LinkClass, ...] = ()
+        self._uplink: LinkClass | None = None
+        self._loss_rules: tuple[nft.LossRule, ...] = ()
+        self._baseline: dict[int, ClassState] = {}
+        self._open_reader: KernelReader | None = None
+
+    def apply(self, rules: DeviceRules) -> None:
+        """Replace whatever is there by `rules` and read all of it back; idempotent.
+
+        Raises UnsupportedError where a delay is asked of a kernel without netem; nothing has been changed then.
+        """
+        self._device = rules.device
+        _refuse_delay_without_netem(rules)
+        self.clear()
+        self._classes = link_classes(rules)
+        self._uplink = None if rules.uplink_bps is None else uplink_class(rules.uplink_bps)
+        self._loss_rules = _loss_rules(rules)
+        self._switch_offloads_off()
+        self._run(["ip", "link", "add", IFB, "type", "ifb"])
+        self._run(["ip", "link", "set", IFB, "up"])
+        self._tc(tree_commands(IFB, self._classes))
+        self._run(["nft", "-f", "-"], nft.load_text(self._interface, self._loss_rules))
+        self._tc(redirect_commands(self._interface))
+        if self._uplink is not None:
+            self._tc(tree_commands(self._interface, [self._uplink]))
+        self._pin_congestion_control(f" congctl {CONGESTION_CONTROL}")
+        self._read_back()
+
+    def counters(self) -> dict[str, LinkCounters]:
+        """Read the counts of every link that ends here, keyed by source device; takes well under a millisecond."""
+        states = self._class_states()
+        lost = self._read(lambda reader: reader.nft_counters(nft.TABLE))
+        counted = {}
+        for link_class, rule in zip(self._classes, self._loss_rules, strict=False):
+            now, before = states[link_class.handle], self._baseline.get(link_class.handle)
+            counted[link_class.name] = LinkCounters(
+                bytes=now.bytes - (before.bytes if before else 0),
+                packets=now.packets - (before.packets if before else 0),
+                lost=lost[rule.lost_counter],
+                overflowed=now.drops - (before.drops if before else 0),
+            )
+        return counted
+
+    def reset_loss(self) -> None:
+        """Put every loss pattern back to position 0 and every counter to 0."""
+        self._run(["nft", "-f", "-"], nft.load_text(self._interface, self._loss_rules))
+        self._baseline = self._class_states()
+
+    def clear(self) -> None:
+        """Remove every rule, also what a crashed run left; idempotent. Offloads stay off."""
+        if _interface_index(IFB):
+            self._run(["ip", "link", "del", IFB])
+        for index in _interface_index(self._interface):
+            for qdisc in self._read(lambda reader, index=index: reader.qdiscs(index)):
+                if qdisc.handle == CLSACT_HANDLE:
+                    self._run(["tc", "qdisc", "del", "dev", self._interface, "clsact"])
+                elif qdisc.handle == UPLINK_MAJOR << 16:
+                    self._run(["tc", "qdisc", "del", "dev", self._interface, "root"])
+            self._pin_congestion_control("")
+        self._run(["nft", "-f", "-"], nft.remove_text())
+        self._classes, self._uplink, self._loss_rules, self._baseline = (), None, (), {}
+        if self._open_reader is not None:
+            self._open_reader.close()
+            self._open_reader = None
+
+    def mechanism(self) -> dict[str, str]:
+        """Say how links are emulated, for the record of a run."""
+        delayed = any(link_class.queue.kind == "netem" for link_class in self._classes)
+        return {
+            "rate": f"HTB on {IFB}, one class a source, burst {BURST_S * 1e6:g} us of link time",
+            "queue": "bfifo; netem where the link has a delay" if delayed else "bfifo",
+            "delay": "netem" if delayed else "none",
+            "loss": f"nftables numgen inc mod {PATTERN_LENGTH} in ip prerouting",
+            "offloads_off": ", ".join(OFFLOADS),
+            "tcp_congestion_control": f"{CONGESTION_CONTROL} (by route)",
+        }
+
+    # Setting
+
+    def _switch_offloads_off(self) -> None:
+        on = [name for name, state in self._offloads().items() if state == "on"]
+        if on:
+            self._run(["ethtool", "-K", self._interface, *(word for name in on for word in (name, "off"))])
+
+    def _offloads(self) -> dict[str, str]:
+        """Return the state of each of OFFLOADS that the interface has: on, off, or with "[fixed]"."""
+        lines = self._run(["ethtool", "-k", self._interface]).splitlines()
+        states = dict(line.strip().split(": ", 1) for line in lines if ": " in line)
+        return {name: states[name] for name in OFFLOADS if name in states}
+
+    def _pin_congestion_control(self, metric: str) -> None:
+        """Give the interface's own routes a congestion control, or with "" take it away.
+
+        By route, because the sysctl may not be written in a namespace, and /proc/sys is read-only in containers. It
+        holds for connecting and accepting sockets alike.
+        """
+        for route in self._connected_routes():
+            pinned = any("congestion" in values for values in route.get("metrics", []))
+            if metric or pinned:
+                place = f"dev {self._interface} proto kernel scope link src {route['prefsrc']}"
+                if "metric" in route:
+                    place += f" metric {route['metric']}"
+                self._run(f"ip -4 route replace {route['dst']} {place}{metric}".split())
+
+    def _connected_routes(self) -> list[dict[str, Any]]:
+        shown = self._run(
+            ["ip", "-j", "-4", "route", "show", "dev", self._interface, "proto", "kernel", "scope", "link"]
+        )
+        routes: list[dict[str, Any]] = json.loads(shown or "[]")
+        return routes
+
+    # Reading back
+
+    def _read_back(self) -> None:
+        """Compare the kernel's state with what was asked. Raises ShaperError with every difference."""
+        (ifb,), (interface,) = _interface_index(IFB), _interface_index(self._interface)
+        found = [(IFB, difference) for difference in self._tree_differences(ifb, self._classes)]
+        if self._uplink is not None:
+            found += [(self._interface, each) for each in self._tree_differences(interface, [self._uplink])]
+        found += [(self._interface, difference) for difference in self._interface_differences(interface, ifb)]
+        listing = json.loads(self._run(["nft", "-j", "list", "table", "ip", nft.TABLE]))
+        found += [(self._interface, each) for each in nft.differences(self._interface, self._loss_rules, listing)]
+        if found:
+            lines = [
+                f"device {self._device}, {where}: {field} must be {reprlib.repr(asked)}, got {reprlib.repr(got)}; "
+                "the kernel or a program of iproute2 or nftables did not keep it"
+                for where, (field, asked, got) in found
+            ]
+            raise ShaperError("\n".join(lines))
+
+    def _tree_differences(self, index: int, classes: Sequence[LinkClass]) -> list[Difference]:
+        qdiscs = self._read(lambda reader: reader.qdiscs(index))
+        return [
+            *root_differences(classes, qdiscs),
+            *class_differences(classes, self._read(lambda reader: reader.classes(index))),
+            *queue_differences(classes, qdiscs),
+            *filter_differences(classes, self._read(lambda reader: reader.filters(index, classes[0].major << 16))),
+        ]
+
+    def _interface_differences(self, interface: int, ifb: int) -> list[Difference]:
+        """Compare redirect, offloads and congestion control of the interface itself."""
+        redirects = [state.redirect_index for state in self._read(lambda r: r.filters(interface, INGRESS_PARENT))]
+        different: list[Difference] = [] if redirects == [ifb] else [("redirect to interface", [ifb], redirects)]
+        different += [(name, "off", state) for name, state in self._offloads().items() if not state.startswith("off")]
+        for route in self._connected_routes():
+            got = [values["congestion"] for values in route.get("metrics", []) if "congestion" in values]
+            if got != [CONGESTION_CONTROL]:
+                different.append((f"congestion control of route {route['dst']}", [CONGESTION_CONTROL], got))
+        return different
+
+    # Kernel and programs
+
+    def _class_states(self) -> dict[int, ClassState]:
+        (index,) = _interface_index(IFB) or [0]
+        return {state.handle: state for state in self._read(lambda reader: reader.classes(index))}
+
+    def _read(self, read: Any) -> Any:
+        if self._open_reader is None:
+            self._open_reader = KernelReader()
+        try:
+            return read(self._open_reader)
+        except OSError as error:
+            raise ShaperError(f"device {self._device}, {self._interface}: reading the kernel failed: {error}") from error
+
+    def _tc(self, commands: Iterable[str]) -> None:
+        self._run(["tc", "-batch", "-"], "\n".join(commands) + "\n")
+
+    def _run(self, command: Sequence[str], text: str = "") -> str:
+        try:
+            done = subprocess.run(command, input=text, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            message = f"device {self._device}: program {command[0]} must be installed, got none; see testbed doctor"
+            raise UnsupportedError(message) from error
+        if done.returncode != 0:
+            said = " ".join(done.stderr.split())
+            raise ShaperError(
+                f"device {self._device}, {self._interface}: {' '.join(command)} must succeed, got status "
+                f"{done.returncode}: {said}; see testbed doctor for what this kernel can do"
+            )
+        return done.stdout
+
+
+def _refuse_delay_without_netem(rules: DeviceRules) -> None:
+    delayed = [rule for rule in rules.rules if rule.delay_s > 0 or rule.jitter_s > 0]
+    if delayed and not has_netem():
+        first = delayed[0]
+        raise UnsupportedError(
+            f"link {first.source} to {rules.device}: delay_ms and jitter_ms must be 0 on a kernel without sch_netem, "
+            f"got {first.delay_s * 1000:g} and {first.jitter_s * 1000:g}; {FEATURES['sch_netem'].way_out()}"
+        )
+
+
+def _loss_rules(rules: DeviceRules) -> tuple[nft.LossRule, ...]:
+    return tuple(
+        nft.LossRule(number, rule.source_address, tuple(_lost(rule, rules.device)))
+        for number, rule in enumerate(rules.rules, start=1)
+    )
+
+
+def _lost(rule: LinkRule, destination: str) -> list[int]:
+    return lost_positions(seed=rule.seed, source=rule.source, destination=destination, probability=rule.loss)
+
+
+def _interface_index(name: str) -> list[int]:
+    """Return the index of an interface, or nothing if there is none."""
+    with contextlib.suppress(OSError):
+        return [socket.if_nametoindex(name)]
+    return []
