@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -95,8 +93,8 @@ def execute(
     state = _find_run(run)
     if device not in state.devices:
         raise InputError([f"DEVICE: must be one of {', '.join(state.devices)}, got {device!r}; see testbed status"])
-    line = RUNTIMES[state.runtime](state).enter(device, command)
-    os.execvp(line[0], line)
+    line = RUNTIMES[state.runtime](state).enter(device, command[1:] if command[0] == "--" else command)
+    os.execvp(line[0], line)  # noqa: S606  (the command takes this process's place and exit code)
 
 
 @app.command()
@@ -205,23 +203,12 @@ def _version(show: Annotated[bool, typer.Option("--version", help="print the ver
         raise typer.Exit
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Run the command line; every failure becomes one message and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
-    with _reported() as fail:
-        app(standalone_mode=False)
-        fail(0)
-    raise AssertionError("unreachable")
-
-
-@contextmanager
-def _reported() -> Iterator[Callable[[int], NoReturn]]:
     try:
-        yield sys.exit
-    except KeyboardInterrupt:
-        errors.print("interrupted", style="red")
-        sys.exit(1)
+        app()
     except TestbedError as error:
         errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)

@@ -21,7 +21,7 @@ from typing import Any
 
 from testbed import probe
 from testbed.display import Display
-from testbed.errors import CalibrationError, InputError, TestbedError
+from testbed.errors import InputError, InterruptError, TestbedError
 from testbed.expect import Verdict, judge
 from testbed.fleet import Fleet, Identity, Job
 from testbed.program import search_path
@@ -172,9 +172,9 @@ def _recording(record: Record) -> Iterator[None]:
     """Mark the record failed or interrupted if the block does not end well."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         record.finish("interrupted", error="interrupted")
-        raise
+        raise InterruptError(f"interrupted; what was measured until then is in {record.folder}") from interrupt
     except TestbedError as error:
         record.finish("failed", error=str(error))
         raise
@@ -278,3 +278,11 @@ def _local_environment(identity: Identity, config: Path) -> dict[str, str]:
 
 def _plain(options: Options) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
+
+
+def _record_links(fleet: Fleet, scenario: Scenario, record: Record) -> None:
+    """Write what every link was asked for and what the kernel counted on it during the program."""
+    for destination, links in fleet.counters().items():
+        for source, count in links.items():
+            asked = asdict(scenario.links.settings(source, destination))
+            record.row("links", {"source": source, "destination": destination, **asked, **count.model_dump()})

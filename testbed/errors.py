@@ -6,7 +6,8 @@
     ├── ShaperError             the kernel refused or did not keep a link rule
     ├── RuntimeFailureError     namespaces, containers or cgroups could not be made or removed
     ├── DeviceError             a device died, its program failed, or it never reported
-    └── CalibrationError        a link measured outside its tolerance
+    ├── CalibrationError        a link measured outside its tolerance
+    └── InterruptError          the user or a signal ended the run
 
 Messages read `<where>: <field> must be <rule>, got <value!r>; <what to do>`.
 """
@@ -17,6 +18,7 @@ __all__ = [
     "CalibrationError",
     "DeviceError",
     "InputError",
+    "InterruptError",
     "RuntimeFailureError",
     "ShaperError",
     "TestbedError",
@@ -61,3 +63,7 @@ class DeviceError(TestbedError):
 
 class CalibrationError(TestbedError):
     """A link measured outside its tolerance."""
+
+
+class InterruptError(TestbedError):
+    """The user or a signal ended the run; what it made has been removed and the record says so."""

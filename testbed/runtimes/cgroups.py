@@ -95,6 +95,10 @@ class DeviceGroups:
         self._hierarchies = hierarchies
         self._parents = [root / f"testbed-{run_id}" for root in hierarchies.roots()]
 
+    def exist(self) -> bool:
+        """Whether the run has any groups."""
+        return any(parent.exists() for parent in self._parents)
+
     def create(self, device: str) -> None:
         """Make a device's groups. Raises UnsupportedError where this user may not."""
         try:
@@ -179,7 +183,7 @@ class DeviceGroups:
                 for group in [*parent.glob("*/"), parent]:
                     with contextlib.suppress(OSError):
                         group.rmdir()
-            if not any(parent.exists() for parent in self._parents):
+            if not self.exist():
                 return
             time.sleep(REMOVE_PAUSE_S)
         left = [str(parent) for parent in self._parents if parent.exists()]

@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from testbed.errors import RuntimeFailureError
+from testbed.errors import RuntimeFailureError, UnsupportedError
 from testbed.runtimes.cgroups import DeviceGroups, find_hierarchies
 from testbed.runtimes.state import ProcessId, RunState
 from testbed.scenario import DeviceSpec
@@ -41,7 +41,8 @@ class NetnsRuntime:
     def __init__(self, state: RunState, *, uncapped: bool = False):
         self._state = state
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
-        self._groups = None if uncapped else DeviceGroups(state.run_id, find_hierarchies())
+        self._uncapped = uncapped
+        self._groups = _existing_groups(state.run_id)
 
     def endpoint(self) -> str:
         """ZeroMQ endpoint that the controller binds and the agents connect to."""
@@ -51,10 +52,12 @@ class NetnsRuntime:
         """Make switch, devices and control groups, and start every agent."""
         if any(spec.accelerator == "cuda" for spec in specs.values()) and not Path("/dev/nvidiactl").exists():
             raise RuntimeFailureError("devices.accelerator: cuda must find /dev/nvidiactl, got no such device")
+        if not self._uncapped and any(spec.cpus or spec.memory_mb for spec in specs.values()):
+            self._groups = DeviceGroups(self._state.run_id, find_hierarchies())
+            for device in specs:
+                self._groups.create(device)
         self._make_switch()
         for rank, device in enumerate(specs):
-            if self._groups is not None:
-                self._groups.create(device)
             self._make_device(rank, device, list(specs))
         for device in specs:
             self._start_agent(device)
@@ -196,6 +199,15 @@ def _kill_all_in(namespace: str) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
+
+
+def _existing_groups(run_id: str) -> DeviceGroups | None:
+    """Find the control groups of a run that another process made, if it has any."""
+    try:
+        groups = DeviceGroups(run_id, find_hierarchies())
+    except UnsupportedError:
+        return None
+    return groups if groups.exist() else None
 
 
 def _mac(rank: int) -> str:

@@ -42,10 +42,10 @@ def enter() -> NoReturn:
     if tried is None or tried.returncode != 0:
         raise UnsupportedError(
             "user namespaces: must be allowed for users who are not root, got "
-            f"{(tried.stderr.strip() if tried else 'no program unshare')!r}; run as root, or allow them "
-            "(sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
+            f"{(tried.stderr.strip() if tried else 'no program unshare')!r}; run as root, or allow them (sysctl "
+            "user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
         )
     environment = {**os.environ, _MARK: "1", "TESTBED_STATE_DIR": str(folder)}
     script = 'mount -t tmpfs tmpfs /run && exec "$@"'
     command = [*_UNSHARE, "sh", "-c", script, "sh", sys.executable, "-m", "testbed", *sys.argv[1:]]
-    os.execvpe(command[0], command, environment)
+    os.execvpe(command[0], command, environment)  # noqa: S606  (no shell parses anything of the user's)

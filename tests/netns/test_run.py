@@ -54,14 +54,14 @@ def write(place: Path, command: list[str], *, count: int = 2, **changes: Any) ->
     return path
 
 
-def testbed(place: Path, *arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def cli(place: Path, *arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     line = [*TESTBED, *map(str, arguments)]
     return subprocess.run(line, cwd=place, env=environment(place), capture_output=True, text=True, timeout=timeout)
 
 
 def run(place: Path, command: list[str], *options: str, **changes: Any) -> subprocess.CompletedProcess[str]:
     scenario = write(place, command, **changes)
-    return testbed(place, "run", scenario, "--out", place / "out", "--no-calibrate", *options)
+    return cli(place, "run", scenario, "--out", place / "out", "--no-calibrate", *options)
 
 
 def traces(place: Path) -> dict[str, Any]:
@@ -120,7 +120,8 @@ marked = ask(op="mark", name="begin")
 assert set(marked["links"]) == {f"d{peer}" for peer in range(int(os.environ["WORLD_SIZE"])) if peer != rank}, marked
 config = json.load(open(os.environ["TESTBED_CONFIG"]))
 names = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TESTBED_DEVICE", "OMP_NUM_THREADS")
-ask(op="row", table="summary", row={"rank": rank, "answer": config["answer"], **{n.lower(): os.environ[n] for n in names}})
+row = {"rank": rank, "answer": config["answer"], **{n.lower(): os.environ[n] for n in names}}
+ask(op="row", table="summary", row=row)
 open(os.environ["TESTBED_OUT"] + "/note.txt", "w").write(f"from {rank}")
 print("done", rank)
 """
@@ -133,9 +134,7 @@ def test_run_gives_programs_their_place_and_keeps_what_they_say(place: Path) -> 
     assert summary["status"] == "ok"
     rows = sorted(summary["rows"], key=lambda row: row["rank"])
     common = {"answer": 42, "world_size": "3", "local_rank": "0", "master_addr": "10.77.0.1", "master_port": "29500"}
-    assert rows == [
-        {"rank": rank, **common, "testbed_device": f"d{rank}", "omp_num_threads": "1"} for rank in range(3)
-    ]
+    assert rows == [{"rank": rank, **common, "testbed_device": f"d{rank}", "omp_num_threads": "1"} for rank in range(3)]
     assert (place / "out" / "devices" / "d2" / "note.txt").read_text() == "from 2"
     assert "done 1" in (place / "out" / "logs" / "d1.log").read_text()
     manifest = json.loads((place / "out" / "manifest.json").read_text())
@@ -166,7 +165,9 @@ def test_run_caps_cpu_with_a_period_of_10_ms(place: Path) -> None:
 def test_run_names_a_program_that_outgrew_its_memory(place: Path) -> None:
     done = run(place, [sys.executable, "-c", "x = bytearray(900 << 20)"])
     assert done.returncode == 1
-    assert re.search(r"device d[01]: the program ended with signal 9 \(out of memory: the device has 500 MB\)", done.stderr)
+    assert re.search(
+        r"device d[01]: the program ended with signal 9 \(out of memory: the device has 500 MB\)", done.stderr
+    )
     assert traces(place) == NOTHING
 
 
@@ -216,7 +217,7 @@ def test_run_names_a_missing_program(place: Path) -> None:
 def test_run_refuses_what_the_workload_refuses_before_anything_starts(place: Path) -> None:
     refuse = ["sh", "-c", 'echo "$TESTBED_CONFIG: answer must be 43, got 42; think again" >&2; exit 2']
     scenario = write(place, ["true"], workload={"command": ["true"], "check": refuse, "config": {"answer": 42}})
-    done = testbed(place, "run", scenario, "--out", place / "out")
+    done = cli(place, "run", scenario, "--out", place / "out")
     assert done.returncode == 2
     assert "workload.config: answer must be 43, got 42; think again" in done.stderr
     assert not (place / "out").exists()
@@ -224,7 +225,9 @@ def test_run_refuses_what_the_workload_refuses_before_anything_starts(place: Pat
 
 def test_run_prepares_once_before_the_devices(place: Path) -> None:
     prepare = ["sh", "-c", f"echo once >> {place}/prepared; echo preparing"]
-    done = run(place, ["cat", str(place / "prepared")], workload={"command": ["true"], "prepare": prepare, "config": {}})
+    done = run(
+        place, ["cat", str(place / "prepared")], workload={"command": ["true"], "prepare": prepare, "config": {}}
+    )
     assert done.returncode == 0, done.stderr
     assert (place / "prepared").read_text() == "once\n"
     assert "preparing" in done.stdout
@@ -253,9 +256,9 @@ def test_killed_controller_is_cleaned_up(place: Path, cure: str) -> None:
         process.kill()
     assert traces(place) != NOTHING
     if cure == "down":
-        done = testbed(place, "down")
+        done = cli(place, "down")
     else:
-        done = testbed(place, "run", write(place, ["true"]), "--out", place / "out2", "--no-calibrate")
+        done = cli(place, "run", write(place, ["true"]), "--out", place / "out2", "--no-calibrate")
         assert "left behind" in done.stdout
     assert done.returncode == 0, done.stderr
     assert traces(place) == NOTHING
@@ -276,30 +279,30 @@ def test_killed_agent_is_named(place: Path) -> None:
 
 def test_up_exec_status_down(place: Path) -> None:
     scenario = write(place, ["true"], count=2)
-    up = testbed(place, "up", scenario)
+    up = cli(place, "up", scenario)
     assert up.returncode == 0, up.stderr
     run_ids(place)
-    seen = testbed(place, "exec", "d0", "--", "ip", "-4", "-o", "address", "show", "eth0")
+    seen = cli(place, "exec", "d0", "--", "ip", "-4", "-o", "address", "show", "eth0")
     assert "10.77.0.1/24" in seen.stdout
-    ping = testbed(place, "exec", "d0", "--", "ping", "-c", "2", "-W", "2", "10.77.0.2")
+    ping = cli(place, "exec", "d0", "--", "ping", "-c", "2", "-W", "2", "10.77.0.2")
     if shutil.which("ping"):
         assert ping.returncode == 0, ping.stdout + ping.stderr
-    assert testbed(place, "exec", "d0", "--", "sh", "-c", "exit 7").returncode == 7
-    status = json.loads(testbed(place, "status", "--json").stdout)
+    assert cli(place, "exec", "d0", "--", "sh", "-c", "exit 7").returncode == 7
+    status = json.loads(cli(place, "status", "--json").stdout)
     assert [(entry["name"], entry["devices"], entry["state"]) for entry in status] == [("test", 2, "up")]
-    wrong = testbed(place, "exec", "d9", "--", "true")
+    wrong = cli(place, "exec", "d9", "--", "true")
     assert wrong.returncode == 2
     assert "DEVICE: must be one of d0, d1, got 'd9'" in wrong.stderr
-    assert testbed(place, "down", "other").returncode == 2
-    down = testbed(place, "down", "test")
+    assert cli(place, "down", "other").returncode == 2
+    down = cli(place, "down", "test")
     assert down.returncode == 0, down.stderr
     assert traces(place) == NOTHING
 
 
 def test_up_outlives_its_controller_and_keeps_links_shaped(place: Path) -> None:
-    testbed(place, "up", write(place, ["true"], count=2))
+    cli(place, "up", write(place, ["true"], count=2))
     time.sleep(1.0)
-    shown = testbed(place, "exec", "d1", "--", "tc", "qdisc", "show")
+    shown = cli(place, "exec", "d1", "--", "tc", "qdisc", "show")
     assert "htb" in shown.stdout, shown.stdout + shown.stderr
 
 
@@ -311,3 +314,47 @@ def test_two_runs_side_by_side_do_not_meet(place: Path) -> None:
         output, _ = process.communicate(timeout=90)
         assert process.returncode == 0, output
     assert traces(place) == NOTHING
+
+
+# Makes the interpreter reachable for everybody, in a mount namespace of its own, then becomes another user.
+AS_NOBODY = """
+set -e
+reach="$1"; shift
+if [ -n "$reach" ]; then
+    top="/$(echo "$reach" | cut -d/ -f2)"
+    mkdir -p "$HERE/bind"
+    mount --bind "$reach" "$HERE/bind"
+    mount -t tmpfs -o mode=755 tmpfs "$top"
+    mkdir -p "$reach"
+    mount --bind "$HERE/bind" "$reach"
+fi
+cd "$HERE"
+exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
+"""
+
+
+def as_nobody(place: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    place.chmod(0o777)
+    prefix = Path(sys.base_prefix)
+    hidden = any(not parent.stat().st_mode & 0o001 for parent in prefix.parents)
+    line = ["unshare", "--mount", "sh", "-c", AS_NOBODY, "sh", str(prefix) if hidden else "", *TESTBED]
+    surroundings = {**environment(place), "HERE": str(place), "HOME": str(place)}
+    return subprocess.run([*line, *map(str, arguments)], env=surroundings, capture_output=True, text=True, timeout=60)
+
+
+def test_user_who_is_not_root_runs_in_a_user_namespace(place: Path) -> None:
+    scenario = write(place, ["ip", "-o", "address"], devices={"count": 2})
+    done = as_nobody(place, "run", scenario, "--out", place / "out", "--no-calibrate")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10.77.0.2/24" in (place / "out" / "logs" / "d1.log").read_text()
+    assert traces(place) == NOTHING
+
+
+def test_user_who_is_not_root_is_told_how_to_have_limits(place: Path) -> None:
+    done = as_nobody(place, "run", write(place, ["true"]), "--out", place / "out", "--no-calibrate")
+    assert done.returncode == 2
+    assert "cgroups: " in done.stderr
+    assert "--uncapped" in done.stderr
+    done = as_nobody(place, "run", place / "scenario.yaml", "--out", place / "out2", "--no-calibrate", "--uncapped")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((place / "out2" / "manifest.json").read_text())["options"]["uncapped"] is True
