@@ -1,0 +1,351 @@
+"""The rank loop in one process: what it answers, what it sends, what it reports, how it fails."""
+
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from astra.codebook import GroupedCodebook, save_codebooks
+from astra.config import (
+    AstraConfig,
+    BenchConfig,
+    InputConfig,
+    ModelConfig,
+    SequenceConfig,
+    SingleConfig,
+    StrategyConfig,
+)
+from astra.environment import Environment
+from astra.errors import ConfigError, PeerTimeoutError
+from astra.fit import cache_folder
+from astra.measure import StrategyResult
+from astra.reporting import Links, Row
+from astra.transport import Tag, Traffic, Transport, inproc, zeromq
+from astra.worker import TRACE_FILE, run_rank
+
+MODEL = ModelConfig(size="tiny", image_size=64)
+SINGLE, SEQUENCE, INT8, ASTRA = (
+    SingleConfig(),
+    SequenceConfig(),
+    SequenceConfig(wire="int8"),
+    AstraConfig(num_groups=2, num_codewords=16),
+)
+WORDS = {"start", "done", "ready", "end", "counters", "timeline"}
+"""Phases of the rank loop's own messages; all others belong to strategies and input placement."""
+
+COSINE_TOLERANCE = 1e-6
+"""fp32 sums in another order; measured 1e-13 on the tiny model."""
+EXACT_RELATIVE = 1e-4
+"""The project's bound for exact strategies in fp32."""
+SAME_ANSWER = 1e-5
+"""Equal codes and equal arithmetic on both transports; only the order of arriving peers could differ."""
+
+
+def bench(*strategies: StrategyConfig, **changes: Any) -> BenchConfig:
+    settings: dict[str, Any] = {"requests": 2, "warmup": 0, "timeout_s": 20.0} | changes
+    return BenchConfig(model=MODEL, strategies=strategies, **settings)
+
+
+@pytest.fixture(autouse=True)
+def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody counts packets here, so nothing has to settle before a mark."""
+    monkeypatch.setattr("astra.worker.SETTLE_S", 0.0)
+
+
+@pytest.fixture
+def codebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put drawn codewords where fitted ones would be: these tests are about the loop, not about accuracy."""
+    monkeypatch.setenv("ASTRA_CACHE", str(tmp_path / "cache"))
+    preset, generator = MODEL.preset, torch.Generator().manual_seed(1)
+    size = (ASTRA.num_groups, ASTRA.num_codewords, preset.width // ASTRA.num_groups)
+    drawn = [GroupedCodebook(torch.randn(size, generator=generator)) for _ in range(preset.num_layers)]
+    save_codebooks(cache_folder(MODEL, ASTRA, InputConfig()), drawn)
+
+
+@dataclass
+class Notebook:
+    """A reporter that keeps what it is told; `links` gives the counters at each mark."""
+
+    links: Callable[[str], Links | None] = lambda name: None
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    marks: list[str] = field(default_factory=list)
+    steps: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def row(self, table: str, row: Row) -> None:
+        self.rows.setdefault(table, []).append(row)
+
+    def mark(self, name: str) -> Links | None:
+        self.marks.append(name)
+        return self.links(name)
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        self.steps.append((label, done, total))
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Recorder:
+    """A transport that notes what is sent and how it is closed, and leaves the work to another."""
+
+    inner: Transport
+    sent: list[tuple[int, Tag, bytes]] = field(default_factory=list)
+    aborted: bool | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.inner.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.inner.world_size
+
+    @property
+    def traffic(self) -> Traffic:
+        return self.inner.traffic
+
+    def send(self, peer: int, tag: Tag, payload: bytes | bytearray | memoryview) -> None:
+        self.sent.append((peer, tag, bytes(payload)))
+        self.inner.send(peer, tag, payload)
+
+    def receive(self, peer: int, tag: Tag, timeout_s: float) -> memoryview:
+        return self.inner.receive(peer, tag, timeout_s)
+
+    def receive_any(self, peers: Collection[int], tag: Tag, timeout_s: float) -> tuple[int, memoryview]:
+        return self.inner.receive_any(peers, tag, timeout_s)
+
+    def close(self, abort: bool = False) -> None:
+        self.aborted = abort
+        self.inner.close(abort)
+
+    def payload_bytes(self) -> int:
+        return sum(len(payload) for _, tag, payload in self.sent if tag.phase not in WORDS)
+
+
+@dataclass
+class World:
+    """What every rank of a run left behind."""
+
+    notebooks: list[Notebook]
+    recorders: list[Recorder]
+    results: list[StrategyResult] = field(default_factory=list)
+    errors: dict[int, BaseException] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Row]:
+        return {f"{row['strategy']} {row['settings']}".strip(): row for row in self.notebooks[0].rows["summary"]}
+
+
+def serve(
+    config: BenchConfig,
+    out: Path,
+    *,
+    world_size: int = 2,
+    port: int | None = None,
+    present: Sequence[int] | None = None,
+    links: Callable[[int, str], Links | None] = lambda rank, name: None,
+) -> World:
+    """Run the ranks `present` as threads; over ZeroMQ on 127.0.0.1 if a port is given, else in process."""
+    pipes = inproc.connect(world_size) if port is None else []
+    notebooks = [Notebook(links=lambda name, rank=rank: links(rank, name)) for rank in range(world_size)]  # type: ignore[misc]
+    world = World(notebooks, [])
+
+    def connect(rank: int, size: int, address: str, master_port: int, timeout_s: float) -> Transport:
+        pair = zeromq.connect(rank, size, address, master_port, timeout_s) if port else pipes[rank]
+        recorder = Recorder(pair)
+        world.recorders.append(recorder)
+        return recorder
+
+    def live(rank: int) -> None:
+        environment = Environment(rank, world_size, "127.0.0.1", port or 1, out, num_threads=1)
+        try:
+            results = run_rank(config, environment, notebooks[rank], connect)
+        except Exception as error:  # noqa: BLE001 -- handed to the test, which says what it expects
+            world.errors[rank] = error
+        else:
+            world.results.extend(results)
+
+    threads = [threading.Thread(target=live, args=(rank,)) for rank in present or range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    world.recorders.sort(key=lambda recorder: recorder.rank)
+    return world
+
+
+def served(config: BenchConfig, out: Path, **how: Any) -> World:
+    world = serve(config, out, **how)
+    for error in world.errors.values():
+        raise error
+    return world
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_worker_sequence_agrees_with_single(tmp_path: Path, world_size: int):
+    world = served(bench(SINGLE, SEQUENCE), tmp_path, world_size=world_size)
+    row = world.summary()["sequence wire=fp32"]
+    assert row["agreement_cosine"] == pytest.approx(1.0, abs=COSINE_TOLERANCE)
+    assert row["agreement_top1_pct"] == 100.0
+    single, sequence = world.results
+    for reference, answer in zip(single.answers, sequence.answers, strict=True):
+        assert np.linalg.norm(answer.logits - reference.logits) < EXACT_RELATIVE * np.linalg.norm(reference.logits)
+
+
+@pytest.mark.usefixtures("codebooks")
+def test_worker_reports_a_row_per_request_and_strategy(tmp_path: Path):
+    world = served(bench(SINGLE, INT8, ASTRA, requests=3, warmup=1), tmp_path)
+    rows = world.notebooks[0].rows
+    assert [(row["strategy"], row["request"]) for row in rows["requests"]] == [
+        (name, request) for name in ("single", "sequence", "astra") for request in range(3)
+    ]
+    assert list(world.summary()) == ["single", "sequence wire=int8", "astra G=2 K=16"]
+    assert all(row["requests"] == 3 and row["placement"] == "replicated" for row in rows["summary"])
+    assert world.notebooks[1].rows == {}, "only the terminal reports"
+    assert world.summary()["single"]["speedup_vs_single"] == 1.0
+    assert world.notebooks[0].steps[:4] == [("single", done, 4) for done in (1, 2, 3, 4)]
+    for row in rows["requests"]:
+        spans = [value for name, value in row.items() if name.endswith("_s") and name != "latency_s"]
+        assert 0 < sum(value for value in spans if isinstance(value, float)) <= row["latency_s"]  # type: ignore[operator]
+
+
+def test_worker_without_single_leaves_comparisons_empty(tmp_path: Path):
+    row = served(bench(SEQUENCE), tmp_path).summary()["sequence wire=fp32"]
+    assert (row["speedup_vs_single"], row["agreement_cosine"], row["agreement_top1_pct"]) == (None, None, None)
+    assert row["bytes_per_request_counted"] is None, "nobody counts without a testbed"
+    assert row["packets_lost_per_request"] is None
+
+
+PLACEMENTS = [
+    InputConfig(),
+    InputConfig(placement="terminal"),
+    InputConfig(placement="terminal", encoding="png"),
+]
+
+
+@pytest.mark.usefixtures("codebooks")
+@pytest.mark.parametrize("strategy", [SINGLE, SEQUENCE, INT8, ASTRA], ids=str)
+@pytest.mark.parametrize("images", PLACEMENTS, ids=lambda images: f"{images.placement}-{images.encoding}")
+def test_worker_sends_exactly_the_predicted_bytes(tmp_path: Path, strategy: StrategyConfig, images: InputConfig):
+    world = served(bench(strategy, input=images, requests=3), tmp_path, world_size=3)
+    [result] = world.results
+    sent = sum(recorder.payload_bytes() for recorder in world.recorders)
+    assert result.predicted_bytes * 3 == sent
+    [row] = world.summary().values()
+    assert row["bytes_per_request_predicted"] == round(sent / 3)
+
+
+@pytest.mark.usefixtures("codebooks")
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+def test_worker_answers_do_not_depend_on_placement(tmp_path: Path, encoding: str):
+    answers = {}
+    for images in (InputConfig(), InputConfig.model_validate({"placement": "terminal", "encoding": encoding})):
+        world = served(bench(SINGLE, SEQUENCE, ASTRA, input=images), tmp_path)
+        answers[images.placement] = [answer.logits for result in world.results for answer in result.answers]
+        assert all(row["placement"] == images.placement for row in world.notebooks[0].rows["requests"])
+    np.testing.assert_array_equal(answers["replicated"], answers["terminal"])
+
+
+@pytest.mark.usefixtures("codebooks")
+def test_worker_sends_the_same_codes_over_zeromq_as_in_process(tmp_path: Path, free_port: int):
+    config = bench(ASTRA, warmup=1)
+    worlds = [served(config, tmp_path), served(config, tmp_path, port=free_port)]
+    codes = [
+        [[(peer, tag, payload) for peer, tag, payload in rank.sent if tag.phase == "codes"] for rank in world.recorders]
+        for world in worlds
+    ]
+    assert codes[0] == codes[1]
+    assert [len(sent) for sent in codes[0]] == [3 * MODEL.preset.num_layers] * 2, "the comparison is not empty"
+    for ours, theirs in zip(worlds[0].results[0].answers, worlds[1].results[0].answers, strict=True):
+        np.testing.assert_allclose(theirs.logits, ours.logits, rtol=SAME_ANSWER, atol=SAME_ANSWER)
+
+
+def test_worker_counts_links_between_its_marks(tmp_path: Path):
+    def links(rank: int, name: str) -> Links:
+        """Rank r's incoming link carries r + 1 packets of 100 bytes a strategy, and loses r of them to its queue."""
+        since = 1 if name.endswith(":end") else 0
+        counters = {"bytes": 100 * (rank + 1), "packets": rank + 1, "lost": 1, "overflowed": rank}
+        return {"d9": {key: 7 + value * since for key, value in counters.items()}}
+
+    world = served(bench(SINGLE, SEQUENCE), tmp_path, world_size=3, links=links)
+    for row in world.summary().values():
+        assert row["bytes_per_request_counted"] == round((100 + 200 + 300) / 2)
+        assert row["packets_lost_per_request"] == ((1 + 0) + (1 + 1) + (1 + 2)) / 2
+    names = ["single:begin", "single:end", "sequence wire=fp32:begin", "sequence wire=fp32:end"]
+    assert [notebook.marks for notebook in world.notebooks] == [names] * 3
+
+
+def test_worker_writes_one_trace_of_all_ranks(tmp_path: Path):
+    served(bench(SEQUENCE), tmp_path)
+    events = json.loads((tmp_path / TRACE_FILE).read_text())["traceEvents"]
+    assert {event["tid"] for event in events if event["ph"] == "X"} == {0, 1}
+
+
+def test_worker_names_the_absent_peer_and_what_it_was_doing(tmp_path: Path):
+    world = serve(bench(SINGLE, warmup=1, timeout_s=0.5), tmp_path, world_size=3, present=[0])
+    assert isinstance(world.errors[0], PeerTimeoutError)
+    message = str(world.errors[0])
+    pattern = (
+        r"rank 0, single, warm-up request 1 of 1: rank 0 waited 0\.\d+ s for ranks 1, 2: request 0, .*phase 'done'"
+    )
+    assert re.match(pattern, message), message
+    assert world.recorders[0].aborted is True
+
+
+def test_worker_closes_in_peace_after_success(tmp_path: Path):
+    world = served(bench(SINGLE), tmp_path)
+    assert [recorder.aborted for recorder in world.recorders] == [False, False]
+
+
+def test_worker_notes_where_an_unforeseen_error_happened(tmp_path: Path):
+    def links(rank: int, name: str) -> Links:
+        raise RuntimeError("out of order")
+
+    world = serve(bench(SINGLE, timeout_s=1.0), tmp_path, world_size=1, links=links)
+    assert isinstance(world.errors[0], RuntimeError)
+    assert world.errors[0].__notes__ == ["rank 0, single, begin mark"]
+
+
+def test_worker_without_codebooks_says_how_to_fit_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ASTRA_CACHE", str(tmp_path / "empty"))
+    world = serve(bench(ASTRA), tmp_path)
+    for rank in (0, 1):
+        error = world.errors[rank]
+        assert isinstance(error, ConfigError)
+        assert "astra G=2 K=16: codebooks must be fitted before, got no folder" in str(error)
+        assert str(error).endswith("run `astra fit` with this config")
+
+
+def test_worker_refuses_more_ranks_than_tokens(tmp_path: Path):
+    config = BenchConfig(model=ModelConfig(size="tiny", image_size=16), strategies=(SINGLE, SEQUENCE))
+    world = serve(config, tmp_path)
+    assert isinstance(world.errors[0], ConfigError)
+    assert "sequence wire=fp32: partition: tokens must be at least one per rank, got 1 for 2 ranks" in str(
+        world.errors[0]
+    )
+
+
+def test_worker_refuses_weights_for_another_number_of_ranks(tmp_path: Path):
+    world = serve(bench(SEQUENCE, partition=(1.0, 2.0, 3.0)), tmp_path)
+    assert isinstance(world.errors[1], ConfigError)
+    assert "partition must be 'even' or a list of 2 weights" in str(world.errors[1])
+
+
+def test_worker_uneven_partition_still_agrees(tmp_path: Path):
+    world = served(bench(SINGLE, SEQUENCE, partition=(1.0, 5.0)), tmp_path)
+    assert world.summary()["sequence wire=fp32"]["agreement_cosine"] == pytest.approx(1.0, abs=COSINE_TOLERANCE)
