@@ -4,7 +4,6 @@ Who sends what to whom, and nothing else: tensors become bytes in `wire`, bytes 
 Everything is sent straight from its owner to each peer; there is no relay.
 """
 
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from astra.transport import Tag, Transport
@@ -15,10 +14,7 @@ Payload = bytes | bytearray | memoryview
 
 
 class PendingGather:
-    """Peers' payloads on their way; do the local part of the work before asking for them.
-
-    The deadline runs from the first question, not from the sending.
-    """
+    """Peers' payloads on their way; do the local part of the work before asking for them."""
 
     def __init__(self, transport: Transport, tag: Tag, peers: Collection[int], timeout_s: float):
         self._transport = transport
@@ -26,20 +22,15 @@ class PendingGather:
         self._missing = set(peers)
         self._received: dict[int, memoryview] = {}
         self._timeout_s = timeout_s
-        self._deadline: float | None = None
 
     def arrivals(self) -> Iterator[tuple[int, memoryview]]:
         """Yield (peer, payload) in order of arrival, without those already yielded.
 
         Raises:
-            PeerTimeoutError: some payload is missing `timeout_s` after the first question; names every such
-            peer.
+            PeerTimeoutError: nothing came for `timeout_s` seconds; names every peer that is missing.
         """
-        if self._deadline is None:
-            self._deadline = time.monotonic() + self._timeout_s
         while self._missing:
-            remaining_s = max(0.0, self._deadline - time.monotonic())
-            peer, payload = self._transport.receive_any(frozenset(self._missing), self._tag, remaining_s)
+            peer, payload = self._transport.receive_any(frozenset(self._missing), self._tag, self._timeout_s)
             self._missing.discard(peer)
             self._received[peer] = payload
             yield peer, payload

@@ -1,7 +1,6 @@
 """How a message becomes frames: the tag, the header, the sizes.
 
-    payload ──cut──► [header][≤ 64 KiB] [header][≤ 64 KiB] …      one ZeroMQ message of two parts for each
-    frame
+    payload ──cut──► [header ≤ 64 KiB] [header ≤ 64 KiB] …    a frame is one ZeroMQ message of one part
 
 The header is a msgpack array whose members always take their full width, so that every header has
 HEADER_BYTES bytes and the bytes of a message on the wire are a function of its payload alone:
