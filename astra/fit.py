@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.cluster import KMeans, kmeans_plusplus
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from astra.attention import attend
@@ -149,7 +151,10 @@ def _cluster(u_Rd: npt.NDArray[np.float32], num_codewords: int, seed: int) -> np
         normal = np.random.default_rng(seed).standard_normal((width, SEEDING_WIDTH), dtype=np.float32)
         projected = distinct_Rd @ normal
     _, chosen = kmeans_plusplus(projected, num_codewords, random_state=seed)
-    means = KMeans(num_codewords, init=distinct_Rd[chosen], n_init=1, max_iter=LLOYD_ITERATIONS).fit(u_Rd)
+    means = KMeans(num_codewords, init=distinct_Rd[chosen], n_init=1, max_iter=LLOYD_ITERATIONS)
+    with warnings.catch_warnings():  # rows equal but for rounding make equal codewords, which do no harm
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        means.fit(u_Rd)
     centres: npt.NDArray[np.float32] = means.cluster_centers_.astype(np.float32)
     return centres
 

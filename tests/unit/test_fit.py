@@ -75,6 +75,12 @@ def test_fit_of_a_flat_image_does_not_fail(model: ModelAdapter) -> None:
     assert all(bool(torch.isfinite(codebook.codewords_GKd).all()) for codebook in codebooks)
 
 
+def test_fit_of_images_equal_but_for_rounding_does_not_warn(model: ModelAdapter) -> None:
+    noise = 1e-6 * torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    codebook = fit_codebooks(model, calibration(1) + noise, 1, 32, seed=0)[0]
+    assert codebook.codewords_GKd.shape == (1, 32, 64)
+
+
 def test_num_calibration_images_gives_ten_tokens_a_codeword_within_a_limit() -> None:
     assert num_calibration_images(ModelConfig(size="base", image_size=512), AstraConfig()) == 10
     assert num_calibration_images(ModelConfig(size="base", image_size=224), AstraConfig()) == 53
