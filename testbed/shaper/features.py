@@ -37,7 +37,9 @@ FEATURES = {
     "veth": Feature("joins devices", "CONFIG_VETH", "veth", "ip link add v0 type veth peer name v1"),
     "bridge": Feature("is the switch", "CONFIG_BRIDGE", "bridge", "ip link add b0 type bridge"),
     "ifb": Feature("carries what a device receives", "CONFIG_IFB", "ifb", "ip link add i0 type ifb"),
-    "sch_ingress": Feature("takes received packets", "CONFIG_NET_SCH_INGRESS", "sch_ingress", "tc qdisc add dev lo clsact"),
+    "sch_ingress": Feature(
+        "takes received packets", "CONFIG_NET_SCH_INGRESS", "sch_ingress", "tc qdisc add dev lo clsact"
+    ),
     "cls_u32": Feature(
         "tells sources apart",
         "CONFIG_NET_CLS_U32",

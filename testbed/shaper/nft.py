@@ -1,6 +1,6 @@
 """The nftables ruleset that loses and counts packets, as text, and its comparison with `nft -j`. Pure.
 
-    packet from a source --> counter seen --> position k = 0, 1, 2, ... mod 65,536 --in the pattern?--> counter lost, drop
+    packet from a source --> counter seen --> position k = 0, 1, ... mod 65,536 --in pattern?--> counter lost, drop
 
 The hook comes after the ingress redirect, so a lost packet has used up the link's time, as on a real link. Its
 priority is before connection tracking's defragmentation: each fragment is a packet of its own.
@@ -82,7 +82,9 @@ def differences(interface: str, rules: Sequence[LossRule], listing: Mapping[str,
     found = [_flatten(entry["rule"]["expr"]) for entry in objects if "rule" in entry]
     asked = [_expected(interface, rule) for rule in rules]
     wanted_hook = [(CHAIN, "prerouting", PRIORITY, "accept")]
-    different = [] if got_hook == wanted_hook else [("nftables chain", wanted_hook, got_hook)]
+    different: list[tuple[str, Any, Any]] = []
+    if got_hook != wanted_hook:
+        different.append(("nftables chain", wanted_hook, got_hook))
     if len(found) != len(asked):
         different.append(("number of nftables rules", len(asked), len(found)))
     for rule, wanted, got in zip(rules, asked, found, strict=False):

@@ -1,7 +1,7 @@
 """Put a device's link rules into the kernel, read them back, count, and take them out again.
 
-Writes with the programs `tc`, `nft`, `ip` and `ethtool`, whose units are explicit and whose errors name the cause; reads
-back from the kernel itself. One Shaper per network namespace. Needs NET_ADMIN there and nothing else.
+Writes with the programs `tc`, `nft`, `ip` and `ethtool`, whose units are explicit and whose errors name the cause;
+reads back from the kernel itself. One Shaper per network namespace. Needs NET_ADMIN there and nothing else.
 """
 
 import contextlib
@@ -9,16 +9,16 @@ import json
 import reprlib
 import socket
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from testbed.errors import ShaperError, UnsupportedError
 from testbed.links import DeviceRules, LinkRule
 from testbed.loss import PATTERN_LENGTH, lost_positions
 from testbed.shaper import nft
 from testbed.shaper.features import FEATURES, has_netem
-from testbed.shaper.netlink import ClassState, KernelReader
+from testbed.shaper.netlink import ClassState, KernelReader, QdiscState
 from testbed.shaper.plan import (
     BURST_S,
     IFB,
@@ -38,6 +38,8 @@ from testbed.shaper.readback import (
 )
 
 __all__ = ["LinkCounters", "Shaper"]
+
+T = TypeVar("T")
 
 CLSACT_HANDLE = 0xFFFF0000
 INGRESS_PARENT = 0xFFFFFFF2
@@ -128,7 +130,7 @@ class Shaper:
         if _interface_index(IFB):
             self._run(["ip", "link", "del", IFB])
         for index in _interface_index(self._interface):
-            for qdisc in self._read(lambda reader, index=index: reader.qdiscs(index)):
+            for qdisc in self._qdiscs(index):
                 if qdisc.handle == CLSACT_HANDLE:
                     self._run(["tc", "qdisc", "del", "dev", self._interface, "clsact"])
                 elif qdisc.handle == UPLINK_MAJOR << 16:
@@ -206,7 +208,7 @@ class Shaper:
             raise ShaperError("\n".join(lines))
 
     def _tree_differences(self, index: int, classes: Sequence[LinkClass]) -> list[Difference]:
-        qdiscs = self._read(lambda reader: reader.qdiscs(index))
+        qdiscs = self._qdiscs(index)
         return [
             *root_differences(classes, qdiscs),
             *class_differences(classes, self._read(lambda reader: reader.classes(index))),
@@ -231,13 +233,18 @@ class Shaper:
         (index,) = _interface_index(IFB) or [0]
         return {state.handle: state for state in self._read(lambda reader: reader.classes(index))}
 
-    def _read(self, read: Any) -> Any:
+    def _qdiscs(self, index: int) -> list[QdiscState]:
+        return self._read(lambda reader: reader.qdiscs(index))
+
+    def _read(self, read: Callable[[KernelReader], T]) -> T:
         if self._open_reader is None:
             self._open_reader = KernelReader()
         try:
             return read(self._open_reader)
         except OSError as error:
-            raise ShaperError(f"device {self._device}, {self._interface}: reading the kernel failed: {error}") from error
+            raise ShaperError(
+                f"device {self._device}, {self._interface}: reading the kernel failed: {error}"
+            ) from error
 
     def _tc(self, commands: Iterable[str]) -> None:
         self._run(["tc", "-batch", "-"], "\n".join(commands) + "\n")
