@@ -49,7 +49,7 @@ class Job:
     codebook_folder: Path | None
 
     def predict(self, images: InputConfig, pixels_NCYX: NDArray[np.uint8]) -> Prediction:
-        """Predict the traffic of one request: the mean over the requests' images."""
+        """Predict the traffic of one request: the mean over the images."""
         requests = self._per_request(images, pixels_NCYX)
         peers = range(1, len(self.ranges))
         words = [PlannedMessage(0, peer, 0) for peer in peers] + [PlannedMessage(peer, 0, 0) for peer in peers]

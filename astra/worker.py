@@ -56,6 +56,9 @@ Connect = Callable[[int, int, str, int, float], Transport]
 TRACE_FILE = "timeline.json"
 """All ranks' spans as a Chrome trace, written by rank 0."""
 
+MAX_IMAGES = 128
+"""Most images held in memory; later requests ask about them again. 100 MB at 512 x 512 pixels."""
+
 SETTLE_S = 0.1
 """Wait around a mark: longer than TCP delays an acknowledgement (40 ms), so that none falls on the wrong side."""
 
@@ -74,7 +77,8 @@ def run_rank(
     model = load_model(config.model)
     jobs = plan_jobs(config, model, environment.world_size)
     has_images = environment.rank == 0 or config.input.placement == "replicated"
-    pixels_NCYX = load_images(config.input, config.model, config.requests, "request") if has_images else None
+    count = min(config.requests, MAX_IMAGES)
+    pixels_NCYX = load_images(config.input, config.model, count, "request") if has_images else None
     address = (environment.master_addr, environment.master_port)
     transport = connect(environment.rank, environment.world_size, *address, config.timeout_s)
     complete = False
@@ -138,7 +142,7 @@ class _Rank:
             self._reference = answers
         for number in range(warmup):
             with self._named(f"{name}, warm-up request {number + 1} of {warmup}"):
-                self._serve(job, strategy, number % requests)
+                self._serve(job, strategy, number)
                 self._progress(name, number + 1)
         with self._named(f"{name}, begin mark"):
             begin = self._mark_begin(name)
@@ -155,8 +159,11 @@ class _Rank:
             counted = self._count_until_end(name, begin)
         return answers, counted
 
-    def _serve(self, job: Job, strategy: Strategy, image: int) -> Answer | None:
-        """Serve one request with all ranks; rank 0 returns when every peer is done with it."""
+    def _serve(self, job: Job, strategy: Strategy, number: int) -> Answer | None:
+        """Serve one request with all ranks; rank 0 returns when every peer is done with it.
+
+        `number` chooses the image; the index that tags messages counts all requests of the run.
+        """
         index = self._next_request
         self._next_request += 1
         self._timeline.begin_request(index)
@@ -167,17 +174,20 @@ class _Rank:
         with self._timeline.span("input"):
             if self._rank == 0:
                 self._collectives.broadcast(word, b"")
-            inputs = self._inputs(job, index, image)
+            inputs = self._inputs(job, index, number)
         logits_BC = strategy.forward(Request(index, inputs, job.bands[self._rank].start))
         latency_s = time.perf_counter() - start_s
         self._collectives.gather(Tag(index, 0, "done"), b"")
         if logits_BC is None:
             return None
-        return Answer(image, latency_s, logits_BC[0].numpy(), self._timeline.totals(index))
+        return Answer(number, latency_s, logits_BC[0].numpy(), self._timeline.totals(index))
 
-    def _inputs(self, job: Job, index: int, image: int) -> Tensor:
-        """Return this rank's band of the image, normalised, [1, 3, rows, image_size]."""
-        whole = None if self._pixels_NCYX is None else self._pixels_NCYX[image : image + 1]
+    def _inputs(self, job: Job, index: int, number: int) -> Tensor:
+        """Return this rank's band of the request's image, normalised, [1, 3, rows, image_size]."""
+        whole = None
+        if self._pixels_NCYX is not None:
+            image = number % len(self._pixels_NCYX)
+            whole = self._pixels_NCYX[image : image + 1]
         if self._config.input.placement == "terminal":
             band = placement.distribute(
                 self._collectives,

@@ -1,0 +1,74 @@
+"""What becomes of measured requests: rows, link counters, expected bytes."""
+
+import numpy as np
+import pytest
+
+from astra.config import AstraConfig, SingleConfig
+from astra.measure import Answer, LinkTotals, StrategyResult, label, request_row, summary_row
+from astra.overhead import FRAME_HEADER_BYTES, SEGMENT_BYTES, bytes_on_links
+from astra.traffic import PlannedMessage
+from astra.transport import framed_size
+
+EAST, NORTH_EAST = np.array([1.0, 0.0], np.float32), np.array([1.0, 1.0], np.float32)
+
+
+def answer(request: int, latency_s: float, logits: np.ndarray = EAST) -> Answer:
+    return Answer(request, latency_s, logits, {"wait": 0.5})
+
+
+def result(answers: list[Answer], counted: LinkTotals | None = None) -> StrategyResult:
+    return StrategyResult(AstraConfig(), "replicated", answers, 1000.4, 1500.0, counted)
+
+
+def test_label_names_strategy_and_settings():
+    assert (label(SingleConfig()), label(AstraConfig(num_groups=4))) == ("single", "astra G=4")
+
+
+def test_summary_has_percentiles_and_speedup():
+    reference = [answer(request, 4.0) for request in range(5)]
+    row = summary_row(result([answer(request, 1.0 + request) for request in range(5)]), reference)
+    assert (row["latency_p50_s"], row["latency_p95_s"]) == (3.0, pytest.approx(4.8))
+    assert row["speedup_vs_single"] == pytest.approx(4 / 3)
+    assert (row["bytes_per_request_predicted"], row["bytes_per_request_expected"]) == (1000, 1500)
+
+
+def test_summary_agreement_compares_answers_about_the_same_image():
+    reference = [answer(1, 1.0, NORTH_EAST), answer(0, 1.0, EAST)]
+    other = [answer(0, 1.0, EAST), answer(1, 1.0, np.array([0.0, 1.0], np.float32))]
+    row = summary_row(result(other), reference)
+    assert row["agreement_cosine"] == pytest.approx((1 + 0.5**0.5) / 2)
+    assert row["agreement_top1_pct"] == 50.0
+
+
+def test_summary_divides_counted_frames_by_requests():
+    row = summary_row(result([answer(0, 1.0), answer(1, 1.0)], LinkTotals(4001, 7, 3)), None)
+    assert row["bytes_per_request_counted"] == 2000
+    assert row["packets_lost_per_request"] == 1.5
+
+
+def test_request_row_has_every_span_and_only_plain_values():
+    row = request_row(AstraConfig(), "terminal", answer(3, 1.0), [answer(3, 2.0, NORTH_EAST)])
+    assert (row["request"], row["placement"], row["wait_s"], row["encode_s"]) == (3, "terminal", 0.5, 0.0)
+    assert row["agreement_cosine"] == pytest.approx(0.5**0.5)
+    assert {type(value) for value in row.values()} <= {str, int, float, bool}
+
+
+def test_link_totals_are_differences_over_all_sources():
+    begin = {"d1": {"bytes": 10, "packets": 1, "lost": 0, "overflowed": 0}}
+    end = {
+        "d1": {"bytes": 110, "packets": 3, "lost": 1, "overflowed": 2},
+        "d2": {"bytes": 50, "packets": 1, "lost": 0, "overflowed": 0},
+    }
+    assert LinkTotals.between(begin, end) == LinkTotals(bytes=150, packets=3, lost=3)
+    assert LinkTotals.sum([LinkTotals(1, 2, 3), LinkTotals(10, 20, 30)]) == LinkTotals(11, 22, 33)
+
+
+def test_overhead_of_a_small_message_is_one_segment_and_one_acknowledgement():
+    assert bytes_on_links([PlannedMessage(0, 1, 320)]) == framed_size(320) + 2 * FRAME_HEADER_BYTES
+
+
+def test_overhead_counts_segments_and_every_second_acknowledgement():
+    payload = 100_000
+    segments = -(-framed_size(payload) // SEGMENT_BYTES)
+    expected = framed_size(payload) + (segments + -(-segments // 2)) * FRAME_HEADER_BYTES
+    assert bytes_on_links([PlannedMessage(0, 1, payload, count=3)]) == 3 * expected

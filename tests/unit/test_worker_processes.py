@@ -1,0 +1,93 @@
+"""Ranks as real processes over ZeroMQ on loopback: a whole run, and a rank that dies in the middle."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from astra.worker import TRACE_FILE
+
+COSINE_TOLERANCE = 1e-6
+"""fp32 sums in another order; measured 1e-13 on the tiny model."""
+NUM_TOKENS, WIDTH, NUM_LAYERS = 16, 64, 4
+"""The tiny model at 64 pixels."""
+EXIT_WAIT_S = 60
+"""Far above the runs' own deadlines; only a hang gets here."""
+
+
+@contextmanager
+def started(world_size: int, config: dict[str, Any], folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start one `astra bench` per rank; whatever is left at the end is killed."""
+    path = folder / "bench.json"
+    path.write_text(json.dumps({"model": {"size": "tiny", "image_size": 64}} | config))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TESTBED_")}
+    shared = {
+        **inherited,
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "TESTBED_CONFIG": str(path),
+        "TESTBED_OUT": str(folder / "out"),
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "astra", "bench"],
+            env=shared | {"RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        yield ranks
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+
+
+def test_worker_processes_write_tables_and_trace(tmp_path: Path):
+    config = {"strategies": ["single", "sequence"], "requests": 2, "warmup": 1}
+    with started(2, config, tmp_path) as ranks:
+        errors = [process.communicate(timeout=EXIT_WAIT_S)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], errors
+    with (tmp_path / "out" / "summary.csv").open(newline="") as file:
+        single, sequence = csv.DictReader(file)
+    assert float(sequence["agreement_cosine"]) == pytest.approx(1.0, abs=COSINE_TOLERANCE)
+    assert float(single["speedup_vs_single"]) == 1.0
+    rows_sent = NUM_TOKENS + 1  # every row, the class token's too, goes to the one other rank
+    assert int(sequence["bytes_per_request_predicted"]) == NUM_LAYERS * rows_sent * WIDTH * 4
+    with (tmp_path / "out" / "requests.csv").open(newline="") as file:
+        assert [row["request"] for row in csv.DictReader(file)] == ["0", "1", "0", "1"]
+    assert json.loads((tmp_path / "out" / TRACE_FILE).read_text())["traceEvents"]
+
+
+def test_worker_processes_end_when_one_of_them_dies(tmp_path: Path):
+    config = {"strategies": ["sequence"], "requests": 100_000, "warmup": 0, "timeout_s": 2.0}
+    with started(3, config, tmp_path) as ranks:
+        assert ranks[0].stderr is not None
+        line = ranks[0].stderr.readline()
+        while line and "3/100000" not in line:
+            line = ranks[0].stderr.readline()
+        assert line, "rank 0 ended before its third request"
+        ranks[2].send_signal(signal.SIGKILL)
+        errors = [process.communicate(timeout=EXIT_WAIT_S)[1].strip().splitlines()[-1] for process in ranks[:2]]
+    assert [process.returncode for process in ranks] == [1, 1, -signal.SIGKILL]
+    for rank, error in enumerate(errors):
+        assert error.startswith(f"rank {rank}, sequence wire=fp32, request "), error
+        assert "rank 2" in error or "ranks 0, 2" in error, error
+        assert "phase" in error
