@@ -183,12 +183,11 @@ def _from_checkpoint(config: ModelConfig, folder: Path) -> ViTForImageClassifica
     """Read `config.json` and `model.safetensors` and refuse whatever does not fit."""
     missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
     if missing:
-        raise ConfigError(
-            [f"{folder}: checkpoint must hold {name}, got no such file; name a folder saved by save_pretrained"
-             for name in missing]
-        )  # fmt: skip
-    transformers_logging.disable_progress_bar()  # the terminal belongs to the display of the run
-    transformers_logging.set_verbosity_error()  # and what it would warn of is a fault here
+        advice = "name a folder saved by save_pretrained"
+        raise ConfigError([f"{folder}: checkpoint must hold {name}, got no such file; {advice}" for name in missing])
+    # The terminal belongs to the display of the run, and what the library would warn of is a fault here.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         loaded: Any = ViTForImageClassification.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
