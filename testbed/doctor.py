@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from testbed.errors import TestbedError
 from testbed.runtimes.cgroups import DeviceGroups, find_hierarchies
@@ -16,7 +17,7 @@ from testbed.shaper.features import FEATURES, PROGRAMS, missing_features, missin
 __all__ = ["Finding", "examine"]
 
 MIN_KERNEL = (4, 18)
-"""Of Debian 10 and RHEL 8: the oldest with all that nftables patterns and route congestion control need."""
+"""Of Debian 10 and RHEL 8; nothing older has been tried."""
 MIN_MEMORY_MB = 4000
 TRIAL_CPUS = 0.5
 TRIAL_MEMORY_MB = 100
@@ -40,6 +41,7 @@ def examine() -> list[Finding]:
         _privileges(),
         *_programs(),
         *_features(),
+        _congestion_controls(),
         _groups(),
         _machine(os.cpu_count() or 1, _memory_mb()),
     ]
@@ -72,6 +74,14 @@ def _features() -> Iterator[Finding]:
         yield Finding(f"kernel {name}", name not in missing, feature.purpose, missing.get(name, ""))
     for name in missing.keys() - FEATURES.keys() - PROGRAMS.keys():
         yield Finding(name, False, "cannot be made", missing[name])
+
+
+def _congestion_controls() -> Finding:
+    """Say what the kernel offers; links pin cubic by route, so the default does not matter."""
+    folder = Path("/proc/sys/net/ipv4")
+    available = (folder / "tcp_available_congestion_control").read_text().split()
+    detail = f"{' '.join(available)}; cubic is used whatever the default"
+    return Finding("tcp congestion control", "cubic" in available, detail, "modprobe tcp_cubic")
 
 
 def _groups() -> Finding:
