@@ -42,7 +42,7 @@ from testbed.calibration import (
 )
 from testbed.device_client import DeviceClient
 
-__all__ = ["COMMAND", "describe", "main", "make_plan"]
+__all__ = ["COMMAND", "Plan", "describe", "main", "make_plan"]
 
 COMMAND = (sys.executable, "-m", "testbed.probe")
 """What to run on every device, with a Plan as its configuration."""

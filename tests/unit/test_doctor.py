@@ -1,0 +1,65 @@
+"""The doctor tells what is there from what is missing, and how to get it; nothing here needs privileges."""
+
+import subprocess
+import sys
+
+import pytest
+
+from testbed import doctor
+from testbed.doctor import Finding
+from testbed.errors import UnsupportedError
+from testbed.shaper import features
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def test_doctor_examines_this_machine() -> None:
+    findings = by_name(doctor.examine())
+    assert {"kernel", "privileges", "cpu and memory limits", "machine", "tcp congestion control"} <= findings.keys()
+    for finding in findings.values():
+        assert finding.detail
+        assert finding.ok or finding.way_out
+
+
+@pytest.mark.parametrize(("release", "ok"), [("6.18.44-x", True), ("4.18.0-1.el8", True), ("4.9.0", False)])
+def test_doctor_compares_kernel_versions(release: str, ok: bool) -> None:
+    assert doctor._kernel(release).ok is ok
+
+
+def test_doctor_names_the_package_of_a_missing_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert features.missing_programs()["nft"] == "sets links up; install the package nftables"
+    findings = by_name(list(doctor._programs()))
+    assert not findings["program tc"].ok
+    assert "iproute2" in findings["program tc"].way_out
+
+
+def test_doctor_names_the_module_of_a_missing_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    way_out = features.FEATURES["sch_netem"].way_out()
+    monkeypatch.setattr(doctor, "missing_features", lambda: {"sch_netem": way_out})
+    findings = by_name(list(doctor._features()))
+    assert [name for name, finding in findings.items() if not finding.ok] == ["kernel sch_netem"]
+    assert "modprobe sch_netem" in findings["kernel sch_netem"].way_out
+    assert "CONFIG_NET_SCH_NETEM" in findings["kernel sch_netem"].way_out
+
+
+def test_doctor_reports_that_no_namespace_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "missing_programs", dict)
+    monkeypatch.setattr(features, "_run", lambda command: [])
+    assert list(features.missing_features()) == ["network namespaces"]
+
+
+def test_doctor_says_how_to_go_on_without_control_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise UnsupportedError("cgroups: /sys must be writable, got 'Permission denied'; pass --uncapped")
+
+    monkeypatch.setattr(doctor, "find_hierarchies", refuse)
+    finding = doctor._groups()
+    assert (finding.ok, finding.way_out) == (False, "pass --uncapped")
+
+
+def test_doctor_does_not_load_torch() -> None:
+    script = "import sys, testbed.doctor, testbed.probe; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
