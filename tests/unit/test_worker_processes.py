@@ -20,6 +20,8 @@ COSINE_TOLERANCE = 1e-6
 """fp32 sums in another order; measured 1e-13 on the tiny model."""
 NUM_TOKENS, WIDTH, NUM_LAYERS = 16, 64, 4
 """The tiny model at 64 pixels."""
+START_SKEW_S = 4.0
+"""How far apart two processes may finish their imports on a busy machine: also how long they wait for each other."""
 EXIT_WAIT_S = 60
 """Far above the runs' own deadlines; only a hang gets here."""
 
@@ -76,18 +78,17 @@ def test_worker_processes_write_tables_and_trace(tmp_path: Path):
     assert json.loads((tmp_path / "out" / TRACE_FILE).read_text())["traceEvents"]
 
 
-def test_worker_processes_end_when_one_of_them_dies(tmp_path: Path):
-    config = {"strategies": ["sequence"], "requests": 100_000, "warmup": 0, "timeout_s": 2.0}
-    with started(3, config, tmp_path) as ranks:
-        assert ranks[0].stderr is not None
-        line = ranks[0].stderr.readline()
+def test_worker_processes_end_when_their_peer_dies(tmp_path: Path):
+    config = {"strategies": ["sequence"], "requests": 100_000, "warmup": 0, "timeout_s": START_SKEW_S}
+    with started(2, config, tmp_path) as (survivor, victim):
+        assert survivor.stderr is not None
+        line = survivor.stderr.readline()
         while line and "3/100000" not in line:
-            line = ranks[0].stderr.readline()
+            line = survivor.stderr.readline()
         assert line, "rank 0 ended before its third request"
-        ranks[2].send_signal(signal.SIGKILL)
-        errors = [process.communicate(timeout=EXIT_WAIT_S)[1].strip().splitlines()[-1] for process in ranks[:2]]
-    assert [process.returncode for process in ranks] == [1, 1, -signal.SIGKILL]
-    for rank, error in enumerate(errors):
-        assert error.startswith(f"rank {rank}, sequence wire=fp32, request "), error
-        assert "rank 2" in error or "ranks 0, 2" in error, error
-        assert "phase" in error
+        victim.send_signal(signal.SIGKILL)
+        error = survivor.communicate(timeout=EXIT_WAIT_S)[1].strip().splitlines()[-1]
+    assert (survivor.returncode, victim.returncode) == (1, -signal.SIGKILL)
+    assert error.startswith("rank 0, sequence wire=fp32, request "), error
+    assert "rank 1" in error
+    assert "phase" in error
