@@ -15,10 +15,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from testbed import controller, doctor
+from testbed import controller
+from testbed import doctor as examination
 from testbed.controller import Options
-from testbed.display import Display, table_of
+from testbed.display import Display, fitting_table, table_of
 from testbed.errors import InputError, TestbedError
+from testbed.record import Row
 from testbed.runtimes import RUNTIMES, userns
 from testbed.runtimes.state import RunState
 from testbed.scenario import Scenario, json_schema, load
@@ -61,7 +63,7 @@ def run(
     rows = outcome.tables.get("summary", [])
     if rows:
         title = f"{loaded.name}: {_describe_setting(loaded)}"
-        console.print(table_of(rows, title=title))
+        console.print(fitting_table(rows, console, title=title))
     for verdict in outcome.verdicts:
         mark = "[green]met[/green]    " if verdict.met else "[red]not met[/red]"
         console.print(f"expected, {mark}  {escape(verdict.text)}", highlight=False, soft_wrap=True)
@@ -151,7 +153,11 @@ def calibrate(
     options = Options(_known_runtime(runtime), out, uncapped)
     with Display(console, live=False if plain else None) as display:
         outcome = controller.calibrate(loaded, options, display)
-    console.print(table_of(outcome.tables.get("calibration", [])))
+    console.print(fitting_table(_one_row_a_link(outcome.tables.get("calibration", [])), console))
+    console.print(
+        "measured/asked, ! where out of tolerance; calibration.csv has every measurement with its tolerance",
+        style="dim",
+    )
     for verdict in outcome.verdicts:
         if not verdict.met:
             console.print(f"[red]out of tolerance[/red]  {escape(verdict.text)}", highlight=False)
@@ -181,10 +187,10 @@ def validate(
         raise InputError(faults)
 
 
-@app.command("doctor")
-def examine() -> None:
+@app.command()
+def doctor() -> None:
     """Say what this machine can and cannot emulate, why, and the way out."""
-    findings = doctor.examine()
+    findings = examination.examine()
     for finding in findings:
         mark = "[green]yes[/green]" if finding.ok else "[red]no [/red]"
         console.print(
@@ -253,6 +259,19 @@ def _describe_agent(state: RunState, device: str) -> str:
     if agent is None:
         return "not started"
     return f"alive ({agent.pid})" if agent.alive() else "gone"
+
+
+def _one_row_a_link(measured: list[Row]) -> list[Row]:
+    """Turn one row a measurement into one a link, with what was measured and asked side by side."""
+    links: dict[str, Row] = {}
+    for row in sorted(measured, key=lambda row: (str(row["source"]), str(row["destination"]))):
+        link = f"{row['source']}→{row['destination']}"
+        metric = str(row["metric"]).removeprefix("message_")
+        digits = 2 if metric.endswith("_ms") and float(row["measured"] or 0) < 10 else 3
+        asked = "–" if row["asked"] is None else f"{row['asked']:.{digits}g}"
+        text = f"{row['measured']:.{digits}g}/{asked}" + ("" if row["ok"] else "!")
+        links.setdefault(link, {"link": link})[metric] = text
+    return list(links.values())
 
 
 def _describe_setting(scenario: Scenario) -> str:

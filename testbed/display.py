@@ -4,11 +4,13 @@ A terminal gets one live line with a spinner, the phase and a progress bar; anyt
 and at most one a tenth of the way. Columns are formatted by the unit at the end of their name.
 """
 
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -19,8 +21,12 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["Display", "format_value", "table_of"]
+__all__ = ["Display", "fitting_table", "format_value", "table_of"]
+
+_GAP = "\N{NO-BREAK SPACE}"
+"""Between a number and its unit, so that no table breaks them apart."""
 
 Value = str | int | float | bool | None
 
@@ -69,16 +75,61 @@ class Display:
         self._tenth = tenth
 
 
+def fitting_table(rows: Sequence[Mapping[str, Value]], console: Console, *, title: str | None = None) -> Group:
+    """Show rows as a table that fits the console: what is equal in all of them goes below, once.
+
+    Where the columns do not fit side by side the table is turned, so that each row becomes a column.
+    """
+    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if _worth_showing(name, rows)]
+    uniform = [name for name in columns if len(rows) > 1 and len({row.get(name) for row in rows}) == 1]
+    varying = [{name: row.get(name) for name in columns if name not in uniform} for row in rows]
+    upright, turned = table_of(varying, title=title), _turned_table(varying, title=title)
+    table = next((each for each in (upright, turned) if _width(each) <= console.width), upright)
+    shared = ", ".join(f"{_heading(name)} {format_value(name, rows[0].get(name))}" for name in uniform)
+    return Group(table, *([Text(f"in every row: {shared}", style="dim")] if shared else []))
+
+
 def table_of(rows: Sequence[Mapping[str, Value]], *, title: str | None = None) -> Table:
     """Make a table of rows that share their columns; a column that is empty throughout is left out."""
     columns = [name for name in dict.fromkeys(name for row in rows for name in row) if _worth_showing(name, rows)]
-    table = Table(title=title, title_justify="left", header_style="bold", show_lines=False)
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
-        table.add_column(_heading(name), justify="right" if numeric else "left", overflow="fold")
+        widest = max(len(format_value(name, row.get(name))) for row in rows)
+        table.add_column(
+            _folded(_heading(name), widest), justify="right" if _numeric(name, rows) else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(escape(format_value(name, row.get(name))) for name in columns))
     return table
+
+
+def _width(table: Table) -> int:
+    """Characters that the table takes if nothing in it is broken or cut."""
+    return Console(width=10_000).measure(table).maximum
+
+
+def _folded(heading: str, width: int) -> str:
+    """Fold a heading between words, so that it is hardly wider than what stands below it."""
+    width = max(width, *map(len, heading.split()))
+    return "\n".join(textwrap.wrap(heading, width))
+
+
+def _turned_table(rows: Sequence[Mapping[str, Value]], *, title: str | None) -> Table:
+    """Make a table with a line for each column of `rows`; text columns at the front become the heading."""
+    names = list(rows[0])
+    num_heading = next((place for place, name in enumerate(names) if _numeric(name, rows)), 1) or 1
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for row in rows:
+        words = [format_value(name, row[name]) for name in names[:num_heading] if row[name] not in (None, "")]
+        table.add_column(escape("\n".join(words)), justify="right")
+    for name in names[num_heading:]:
+        table.add_row(_heading(name), *(escape(format_value(name, row[name])) for row in rows))
+    return table
+
+
+def _numeric(name: str, rows: Sequence[Mapping[str, Value]]) -> bool:
+    return all(isinstance(row.get(name), int | float | None) for row in rows)
 
 
 def _worth_showing(name: str, rows: Sequence[Mapping[str, Value]]) -> bool:
@@ -101,9 +152,9 @@ def format_value(name: str, value: Value) -> str:
     if isinstance(value, str):
         return value
     if name.endswith("_s"):
-        return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.1f} ms"
+        return f"{value:.2f}{_GAP}s" if value >= 1 else f"{1e3 * value:.1f}{_GAP}ms"
     if name.endswith("_pct"):
-        return f"{value:.4g} %"
+        return f"{value:.4g}{_GAP}%"
     if "speedup" in name:
         return f"{value:.2f}×"
     if "bytes" in name:
@@ -114,6 +165,6 @@ def format_value(name: str, value: Value) -> str:
 def _format_bytes(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+            return f"{count:.0f}{_GAP}{unit}" if unit == "B" else f"{count:.1f}{_GAP}{unit}"
         count /= 1000
-    return f"{count:.2f} GB"
+    return f"{count:.2f}{_GAP}GB"

@@ -5,19 +5,19 @@ import io
 import pytest
 from rich.console import Console
 
-from testbed.display import Display, format_value, table_of
+from testbed.display import Display, fitting_table, format_value, table_of
 
 
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("latency_p50_s", 4.0512, "4.05 s"),
-        ("wait_s", 0.01234, "12.3 ms"),
-        ("agreement_top1_pct", 98.0, "98 %"),
+        ("latency_p50_s", 4.0512, "4.05\N{NO-BREAK SPACE}s"),
+        ("wait_s", 0.01234, "12.3\N{NO-BREAK SPACE}ms"),
+        ("agreement_top1_pct", 98.0, "98\N{NO-BREAK SPACE}%"),
         ("speedup_vs_single", 2.871, "2.87×"),
-        ("bytes_per_request_predicted", 46080, "46.1 kB"),
-        ("bytes_per_request_predicted", 12, "12 B"),
-        ("bytes_total", 3.2e9, "3.20 GB"),
+        ("bytes_per_request_predicted", 46080, "46.1\N{NO-BREAK SPACE}kB"),
+        ("bytes_per_request_predicted", 12, "12\N{NO-BREAK SPACE}B"),
+        ("bytes_total", 3.2e9, "3.20\N{NO-BREAK SPACE}GB"),
         ("requests", 10, "10"),
         ("ok", True, "yes"),
         ("anything", None, "–"),
@@ -48,3 +48,19 @@ def test_display_prints_plain_lines_when_not_a_terminal() -> None:
     assert len(lines) == 1 + 11  # one a tenth
     assert lines[-1].endswith("astra [G=1] 20/20")
     assert not any("\x1b" in line for line in lines)
+
+
+WIDE = [
+    {"strategy": name, "settings": "wire=fp32", **{f"bytes_of_kind_{k}": factor * 10**k for k in range(8)}}
+    for factor, name in enumerate(("single", "sequence"), start=1)
+]
+
+
+@pytest.mark.parametrize(("width", "turned"), [(40, True), (60, True), (80, True), (200, False)])
+def test_table_is_turned_where_its_columns_do_not_fit(width: int, turned: bool) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(fitting_table(WIDE, console, title="t"))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "20.0\N{NO-BREAK SPACE}MB" in text  # never broken between number and unit
+    assert "in every row: settings wire=fp32" in text
+    assert ("bytes of kind 7" in text) == turned
