@@ -122,7 +122,7 @@ class Record:
 
 def describe_machine() -> dict[str, Any]:
     """Say what a figure measured here depends on: versions, kernel, processor, memory, git revision."""
-    names = ("astra-testbed", "torch", "transformers", "numpy", "pyzmq", "pyroute2")
+    names = ("astra-testbed", "torch", "transformers", "numpy", "pyzmq")
     return {
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
