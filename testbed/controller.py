@@ -21,9 +21,10 @@ from typing import Any
 
 from testbed import probe
 from testbed.display import Display
-from testbed.errors import InputError, InterruptError, TestbedError
+from testbed.errors import CalibrationError, InputError, InterruptError, TestbedError
 from testbed.expect import Verdict, judge
 from testbed.fleet import Fleet, Identity, Job
+from testbed.links import rules_for
 from testbed.program import search_path
 from testbed.record import Record, Row, describe_machine
 from testbed.runtimes import RUNTIMES, userns
@@ -33,6 +34,7 @@ from testbed.scenario import Scenario, device_names
 __all__ = ["Options", "Outcome", "calibrate", "check", "down", "remove_abandoned", "run", "up"]
 
 TERMINATE_WAIT_S = 15.0
+PROBE_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,37 @@ def _local_environment(identity: Identity, config: Path) -> dict[str, str]:
 
 def _plain(options: Options) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
+
+
+def _calibrate(fleet: Fleet, scenario: Scenario, record: Record, *, full: bool) -> list[Row]:
+    """Measure every link with the probe: speed without loss, then loss. The links are left shaped for neither."""
+    rules = [rules_for(scenario, name, fleet.addresses()) for name in device_names(scenario.devices.count)]
+    lossy = any(rule.loss > 0 for device in rules for rule in device.rules)
+    fleet.shape(with_loss=False)
+    _probe(fleet, probe.make_plan(rules, phase="speed", full=full))
+    if lossy:
+        fleet.shape()
+        _probe(fleet, probe.make_plan(rules, phase="loss", full=full))
+    return record.tables.get("calibration", [])
+
+
+def _probe(fleet: Fleet, plan: probe.Plan) -> None:
+    job = Job("the probe", probe.COMMAND, plan.model_dump(mode="json"), Path.cwd(), PROBE_TIMEOUT_S)
+    fleet.execute(job, Identity())
+
+
+def _report_calibration(rows: list[Row], display: Display, *, go_on: bool) -> None:
+    """Say how true the links are. Raises CalibrationError if one is not, unless told to go on."""
+    off = [probe.describe(row) for row in rows if not row["ok"]]
+    if not off:
+        display.say(f"calibrated: {len(rows)} measurements of the links, all within tolerance")
+        return
+    if not go_on:
+        raise CalibrationError(
+            "\n".join([*off, "other programs on this machine disturb the links; stop them, or run with --go-on"])
+        )
+    for line in off:
+        display.say(f"out of tolerance: {line}")
 
 
 def _record_links(fleet: Fleet, scenario: Scenario, record: Record) -> None:
