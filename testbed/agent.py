@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import subprocess
@@ -26,8 +27,10 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
+from testbed.control_network import ControlNetwork
 from testbed.device_socket import Call, DeviceSocket
-from testbed.errors import TestbedError
+from testbed.errors import TestbedError, UnsupportedError
+from testbed.own_limits import own_limits
 from testbed.program import Program, search_path
 from testbed.protocol import (
     FILE_CHUNK_BYTES,
@@ -74,21 +77,26 @@ log = logging.getLogger("testbed.agent")
 
 
 class Agent:
-    """One device's agent. `folder` is its own, for socket, config and output of the program."""
+    """One device's agent. `folder` is its own, for socket, config and output of the program.
 
-    def __init__(self, device: str, endpoint: str, interface: str, folder: Path):
-        self._device, self._folder = device, folder
-        self._address = _ipv4_address(interface)
+    Without a name it takes part as whatever device the controller makes of it.
+    """
+
+    def __init__(self, device: str | None, endpoint: str, interface: str, folder: Path):
+        self._folder = folder
+        limits = own_limits() if device is None else None
+        self._hello = Hello(device=device, address=_ipv4_address(interface), pid=os.getpid(), limits=limits)
         self._shaper = Shaper(interface)
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.IDENTITY, device.encode())
+        self._socket.setsockopt(zmq.IDENTITY, (device or f"nameless-{secrets.token_hex(8)}").encode())
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.connect(endpoint)
         self._device_socket = DeviceSocket(folder / "socket", self._answer)
         self._barriers: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._program: Program | None = None
+        self._starting = False
         self._watch: asyncio.Task[None] | None = None
         self._heard_at: float | None = None
         self._held = False
@@ -99,8 +107,8 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._leaving.set)
-        tasks = [asyncio.create_task(job) for job in (self._announce(), self._listen(), self._reap())]
-        tasks.append(asyncio.create_task(self._leaving.wait()))
+        jobs = (self._announce(), self._listen(), self._reap(), self._wait_for_signal())
+        tasks = [asyncio.create_task(job) for job in jobs]
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
@@ -111,6 +119,9 @@ class Agent:
         for task in done:
             task.result()
 
+    async def _wait_for_signal(self) -> None:
+        await self._leaving.wait()
+
     # Talking to the controller
 
     async def _send(self, message: AgentMessage) -> None:
@@ -118,7 +129,7 @@ class Agent:
 
     async def _announce(self) -> None:
         """Say hello until heard (and for ever once held), and leave when the controller has gone."""
-        hello = encode(Hello(device=self._device, address=self._address, pid=os.getpid()))
+        hello = encode(self._hello)
         while True:
             if self._heard_at is None or self._held:
                 with contextlib.suppress(zmq.Again):
@@ -182,14 +193,18 @@ class Agent:
             "TESTBED_SOCKET": str(self._device_socket.path),
             "TESTBED_OUT": str(out),
         }
-        self._program = await Program.start(
-            start.command,
-            environment=environment,
-            folder=start.folder,
-            on_line=self._forward_line,
-            uid=start.uid,
-            gid=start.gid,
-        )
+        self._starting = True
+        try:
+            self._program = await Program.start(
+                start.command,
+                environment=environment,
+                folder=start.folder,
+                on_line=self._forward_line,
+                uid=start.uid,
+                gid=start.gid,
+            )
+        finally:
+            self._starting = False
         user = pwd.getpwuid(os.geteuid() if start.uid is None else start.uid).pw_name
         await self._send(Started(pid=self._program.pid, user=user))
         self._watch = asyncio.create_task(self._see_it_end(self._program, out))
@@ -264,7 +279,7 @@ class Agent:
             with contextlib.suppress(ChildProcessError):
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             own = self._program.pid if self._program is not None else None
-            if ended is None or ended.si_pid == own:
+            if ended is None or ended.si_pid == own or self._starting:
                 await asyncio.sleep(0.5)
             else:
                 os.waitpid(ended.si_pid, 0)
@@ -281,17 +296,33 @@ def _ipv4_address(interface: str) -> str:
 def main() -> None:
     """Run an agent; what it prints goes to the runtime's log of this device."""
     parser = argparse.ArgumentParser(prog="python -m testbed.agent", description=__doc__)
-    parser.add_argument("--device", required=True)
+    parser.add_argument("--device", help="its name; left out, the controller gives it one")
     parser.add_argument("--endpoint", required=True, help="the controller's ZeroMQ endpoint")
-    parser.add_argument("--interface", required=True, help="the interface of the data network")
+    parser.add_argument("--interface", help="the interface of the data network; left out, the one that is not control")
     parser.add_argument("--folder", required=True, type=Path, help="a working folder of its own")
     arguments = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
+    # Process 1 gets no signal that it does not handle; the loop takes over once it runs.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        interface = arguments.interface or _join_networks(arguments.endpoint)
+    except TestbedError as error:
+        sys.exit(str(error))
 
     async def serve() -> None:
-        await Agent(arguments.device, arguments.endpoint, arguments.interface, arguments.folder).run()
+        await Agent(arguments.device, arguments.endpoint, interface, arguments.folder).run()
 
     asyncio.run(serve())
+
+
+def _join_networks(endpoint: str) -> str:
+    """Keep the network to the controller for ourselves; return the interface of the data network."""
+    control = ControlNetwork.find(endpoint)
+    if control is None:
+        raise UnsupportedError(f"--interface: must be given with an endpoint that is no TCP address, got {endpoint}")
+    interface = control.data_interface()
+    control.reserve()
+    return interface
 
 
 if __name__ == "__main__":

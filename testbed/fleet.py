@@ -19,10 +19,11 @@ from types import TracebackType
 import zmq
 
 from testbed.display import Display
-from testbed.errors import DeviceError, UnsupportedError
+from testbed.errors import DeviceError, InputError, RuntimeFailureError, UnsupportedError
 from testbed.links import rules_for
 from testbed.protocol import (
     PING_PERIOD_S,
+    SILENCE_LIMIT_S,
     AgentMessage,
     Barrier,
     BarrierOpen,
@@ -52,7 +53,9 @@ from testbed.protocol import (
     encode,
 )
 from testbed.record import Record
+from testbed.roster import Roster
 from testbed.runtimes import Runtime
+from testbed.runtimes.surroundings import Identity, Surroundings
 from testbed.scenario import DeviceSpec, Scenario, device_names
 
 __all__ = ["Fleet", "Identity", "Job"]
@@ -61,27 +64,18 @@ REGISTER_TIMEOUT_S = 30.0
 SHAPE_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 10.0
 COLLECT_TIMEOUT_S = 10.0
+SETTLE_S = 2.0
 STOP_GRACE_S = 0.5
 POLL_MS = 100
 MASTER_PORT = 29500
 
 
 @dataclass(frozen=True)
-class Identity:
-    """The user that programs run as; None keeps the agents' own."""
-
-    uid: int | None = None
-    gid: int | None = None
-    home: str | None = None
-
-    def environment(self) -> dict[str, str]:
-        """Return what the user's programs need in their environment."""
-        return {} if self.home is None else {"HOME": self.home}
-
-
-@dataclass(frozen=True)
 class Job:
-    """A program to run on every device, and what it gets as configuration."""
+    """A program to run on every device, and what it gets as configuration.
+
+    `folder` is where it starts if devices have this machine's files.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -97,6 +91,7 @@ class _Device:
     rank: int
     spec: DeviceSpec
     address: str | None = None
+    heard_at: float = 0.0
     shaped: bool = False
     mechanism: dict[str, str] = field(default_factory=dict)
     started: bool = False
@@ -113,6 +108,7 @@ class Fleet:
         self._scenario, self._runtime, self._record, self._display = scenario, runtime, record, display
         names = device_names(scenario.devices.count)
         self._devices = {name: _Device(rank, scenario.devices.spec(name)) for rank, name in enumerate(names)}
+        self._roster = Roster(names)
         self._barriers: dict[str, set[str]] = {}
         self._pinged_at = 0.0
         self._held = False
@@ -123,7 +119,14 @@ class Fleet:
         self._socket.setsockopt(zmq.LINGER, 500)
 
     def __enter__(self) -> "Fleet":
-        self._socket.bind(self._runtime.endpoint())
+        endpoint = self._runtime.endpoint()
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise RuntimeFailureError(
+                f"controller: must be able to listen at {endpoint}, got {error}; a Docker engine has to run on this "
+                "very machine (not in a virtual machine of its own), or use docker compose"
+            ) from error
         return self
 
     def __exit__(
@@ -131,6 +134,8 @@ class Fleet:
     ) -> None:
         if not self._held:
             self._broadcast(Bye())
+            for connection in self._roster.surplus:
+                self._send_to(connection, Bye())
         self._context.destroy(linger=500)
 
     # Devices and links
@@ -147,6 +152,13 @@ class Fleet:
             REGISTER_TIMEOUT_S,
             lambda: f"agent of {self._lacking_text(lambda device: device.address is not None)} never reported",
         )
+        if self._roster.nameless:
+            # Whoever started the devices may have started too many: give the others time to report too.
+            settled_at = time.monotonic() + SETTLE_S
+            while time.monotonic() < settled_at:
+                self._pump()
+        if faults := self._roster.faults({name: device.spec for name, device in self._devices.items()}):
+            raise InputError(faults)
 
     def shape(self, *, with_loss: bool = True) -> None:
         """Put the scenario's links into the kernel of every device, loss patterns and counters at zero."""
@@ -210,11 +222,12 @@ class Fleet:
 
     def _start(self, job: Job, identity: Identity) -> None:
         self._barriers.clear()
+        place = self._runtime.surroundings(Surroundings(identity, job.folder))
         master = self._devices[next(iter(self._devices))].address or ""
         for name, device in self._devices.items():
             device.started, device.exited, device.collected = False, None, False
             environment = {
-                **identity.environment(),
+                **place.identity.environment(),
                 "RANK": str(device.rank),
                 "WORLD_SIZE": str(len(self._devices)),
                 "LOCAL_RANK": "0",
@@ -223,14 +236,15 @@ class Fleet:
                 "OMP_NUM_THREADS": str(math.ceil(device.spec.cpus or os.cpu_count() or 1)),
                 "PYTHONUNBUFFERED": "1",
                 "TESTBED_DEVICE": name,
+                "TESTBED_CPUS": "" if device.spec.cpus is None else f"{device.spec.cpus:g}",
             }
             start = Start(
                 command=job.command,
                 environment=environment,
                 config=json.dumps(job.config),
-                folder=str(job.folder),
-                uid=identity.uid,
-                gid=identity.gid,
+                folder=str(place.folder),
+                uid=place.identity.uid,
+                gid=place.identity.gid,
             )
             self._send(name, start)
         self._wait(
@@ -272,16 +286,17 @@ class Fleet:
         timeout = POLL_MS
         while self._socket.poll(timeout):
             timeout = 0
-            identity, frame = self._socket.recv_multipart()
-            name = identity.decode(errors="replace")
-            if name not in self._devices:
-                self._record.log("testbed", f"dropped a frame from unknown device {name!r}")
-                continue
+            connection, frame = self._socket.recv_multipart()
             try:
                 message = decode_agent(frame)
             except ValueError as error:
-                self._record.log("testbed", f"dropped a frame from {name}: {error}")
+                self._record.log("testbed", f"dropped a frame from {connection!r}: {error}")
                 continue
+            name = self._roster.recognise(connection, message)
+            if name is None:
+                self._record.log("testbed", f"dropped a frame from unknown device {connection!r}")
+                continue
+            self._devices[name].heard_at = time.monotonic()
             self._handle(name, self._devices[name], message, stopping=stopping)
 
     def _handle(self, name: str, device: _Device, message: AgentMessage, *, stopping: bool) -> None:
@@ -344,6 +359,9 @@ class Fleet:
         return f"device {name}: the program ended with {how}; its last lines:\n{said}"
 
     def _check_agents(self) -> None:
+        for name in self._roster.nameless:
+            if time.monotonic() - self._devices[name].heard_at > SILENCE_LIMIT_S:
+                raise DeviceError(f"device {name}: its agent must answer, got nothing for {SILENCE_LIMIT_S:g} s")
         for name, code in self._runtime.exited().items():
             said = "\n".join(f"    {line}" for line in self._runtime.agent_log(name).splitlines()[-20:])
             raise DeviceError(f"device {name}: its agent ended with status {code}; its last lines:\n{said}")
@@ -360,8 +378,11 @@ class Fleet:
                 self._send(name, message)
 
     def _send(self, name: str, message: ControllerMessage) -> None:
+        self._send_to(self._roster.connection(name), message)
+
+    def _send_to(self, connection: bytes, message: ControllerMessage) -> None:
         try:
-            self._socket.send_multipart([name.encode(), encode(message)], zmq.NOBLOCK)
+            self._socket.send_multipart([connection, encode(message)], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             # An agent that died is reported with its status by `_check_agents`; a ping to it is not the news.
-            self._record.log("testbed", f"could not send {message.kind} to {name}: {error}")
+            self._record.log("testbed", f"could not send {message.kind} to {connection!r}: {error}")

@@ -44,7 +44,8 @@ from testbed.device_client import DeviceClient
 
 __all__ = ["COMMAND", "Plan", "describe", "main", "make_plan"]
 
-COMMAND = (sys.executable, "-m", "testbed.probe")
+COMMAND = ("python3", "-m", "testbed.probe")
+"""The device's own interpreter, which stands first in its PATH."""
 """What to run on every device, with a Plan as its configuration."""
 
 PORT = 29400

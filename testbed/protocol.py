@@ -29,6 +29,7 @@ __all__ = [
     "File",
     "Hello",
     "Hold",
+    "Limits",
     "LinkCount",
     "Log",
     "Mark",
@@ -72,16 +73,29 @@ class LinkCount(BaseModel):
     overflowed: int
 
 
+class Limits(BaseModel):
+    """What a device may use; None is without limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cpus: float | None
+    memory_bytes: int | None
+
+
 # Agent to controller
 
 
 class Hello(_Message):
-    """The first word of an agent: who it is, and its address on the data network."""
+    """The first word of an agent: who it is, and its address on the data network.
+
+    An agent without a name (`device` None) becomes whatever device is still to come, and says what limits it has.
+    """
 
     kind: Literal["hello"] = "hello"
-    device: str
+    device: str | None
     address: str
     pid: int
+    limits: Limits | None = None
 
 
 class Shaped(_Message):

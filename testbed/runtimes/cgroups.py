@@ -16,7 +16,7 @@ from pathlib import Path
 
 from testbed.errors import RuntimeFailureError, UnsupportedError
 
-__all__ = ["DeviceGroups", "Hierarchies", "find_hierarchies"]
+__all__ = ["DeviceGroups", "Hierarchies", "cpu_quota", "find_hierarchies"]
 
 PERIOD_US = 10_000
 MIN_QUOTA_US = 1_000
@@ -132,7 +132,7 @@ class DeviceGroups:
 
         Raises RuntimeFailureError if the kernel keeps something else.
         """
-        quota_us, period_us = _quota(cpus)
+        quota_us, period_us = cpu_quota(cpus)
         memory = None if memory_mb is None else memory_mb * 10**6 // PAGE_BYTES * PAGE_BYTES
         cpu_group, memory_group = self._parents[0] / device, self._parents[-1] / device
         if self._hierarchies.version == 1:
@@ -195,7 +195,8 @@ class DeviceGroups:
                 yield from (int(line) for line in _read(procs).split())
 
 
-def _quota(cpus: float | None) -> tuple[int | None, int]:
+def cpu_quota(cpus: float | None) -> tuple[int | None, int]:
+    """Return quota (None for no limit) and period in microseconds."""
     if cpus is None:
         return None, PERIOD_US
     period_us = PERIOD_US if cpus * PERIOD_US >= MIN_QUOTA_US else 10 * PERIOD_US

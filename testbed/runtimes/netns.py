@@ -22,6 +22,7 @@ from pathlib import Path
 from testbed.errors import RuntimeFailureError, UnsupportedError
 from testbed.runtimes.cgroups import DeviceGroups, find_hierarchies
 from testbed.runtimes.state import ProcessId, RunState
+from testbed.runtimes.surroundings import Surroundings
 from testbed.scenario import DeviceSpec
 
 __all__ = ["NetnsRuntime"]
@@ -67,6 +68,10 @@ class NetnsRuntime:
         if self._groups is not None:
             for device, spec in specs.items():
                 self._groups.limit(device, cpus=spec.cpus, memory_mb=spec.memory_mb)
+
+    def surroundings(self, invoking: Surroundings) -> Surroundings:
+        """Programs find the machine's own files and users."""
+        return invoking
 
     def agents(self) -> dict[str, ProcessId]:
         """Identify the agent processes, for the run's state."""

@@ -1,0 +1,101 @@
+"""Keep the network between agents and controller for agents alone, where it is one (containers).
+
+    eth0  data network      programs, shaped links
+    eth1  control network   this agent --TCP--> controller, nothing else: what a program sends here would go unshaped
+
+In network namespaces the controller is a Unix socket and there is nothing to keep. Uses the programs `ip` and `nft`.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from testbed.errors import DeviceError
+
+__all__ = ["ControlNetwork"]
+
+RESOLVE_TIMEOUT_S = 60.0
+RESOLVE_PERIOD_S = 0.5
+_TCP = re.compile(r"tcp://([^:]+):(\d+)")
+
+
+@dataclass(frozen=True)
+class ControlNetwork:
+    """Where the controller is, and by which interface it is reached."""
+
+    interface: str
+    address: str
+    port: int
+
+    @classmethod
+    def find(cls, endpoint: str) -> "ControlNetwork | None":
+        """Find the network of an endpoint; None if that is a Unix socket.
+
+        Waits for a controller that has no address yet, since containers start in any order. Raises DeviceError.
+        """
+        matched = _TCP.fullmatch(endpoint)
+        if matched is None:
+            return None
+        address = _resolve(matched[1])
+        return cls(_ip("route", "get", address)[0]["dev"], address, int(matched[2]))
+
+    def data_interface(self) -> str:
+        """Return the one other interface. Raises DeviceError if there are more or none."""
+        names = [
+            entry["ifname"]
+            for entry in _ip("-4", "address", "show", "up")
+            if entry["ifname"] not in ("lo", self.interface)
+        ]
+        if len(names) != 1:
+            raise DeviceError(
+                f"container: must have one network beside that of {self.address}, got {', '.join(names) or 'none'}; "
+                "give it the networks data and control, both internal"
+            )
+        return str(names[0])
+
+    def reserve(self) -> None:
+        """Drop what anybody but this process's user sends to this network, and all that comes from others."""
+        rules = f"""
+table inet testbed_control
+delete table inet testbed_control
+table inet testbed_control {{
+  chain send {{
+    type filter hook output priority 0; policy accept;
+    oifname "{self.interface}" meta skuid {os.geteuid()} ip daddr {self.address} tcp dport {self.port} accept
+    oifname "{self.interface}" counter drop
+  }}
+  chain receive {{
+    type filter hook input priority 0; policy accept;
+    iifname "{self.interface}" ip saddr {self.address} tcp sport {self.port} accept
+    iifname "{self.interface}" counter drop
+  }}
+}}
+"""
+        done = subprocess.run(["nft", "-f", "-"], input=rules, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise DeviceError(f"control network {self.interface}: nft must keep it, got {done.stderr.strip()}")
+
+
+def _resolve(host: str) -> str:
+    deadline = time.monotonic() + RESOLVE_TIMEOUT_S
+    while True:
+        try:
+            return socket.gethostbyname(host)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                message = f"controller: {host} must have an address within {RESOLVE_TIMEOUT_S:g} s, got {error}"
+                raise DeviceError(message) from error
+            time.sleep(RESOLVE_PERIOD_S)
+
+
+def _ip(*arguments: str) -> list[dict[str, Any]]:
+    shown = subprocess.run(["ip", "-j", *arguments], capture_output=True, text=True)
+    if shown.returncode != 0:
+        raise DeviceError(f"ip {' '.join(arguments)}: must succeed, got {shown.stderr.strip()}")
+    found: list[dict[str, Any]] = json.loads(shown.stdout)
+    return found
