@@ -9,8 +9,11 @@ makes bears the run's id, so that `remove` finds it again after a crash, in anot
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from testbed.runtimes.compose import ComposeRuntime
+from testbed.runtimes.docker import DockerRuntime
 from testbed.runtimes.netns import NetnsRuntime
 from testbed.runtimes.state import ProcessId, RunState
+from testbed.runtimes.surroundings import Surroundings
 from testbed.scenario import DeviceSpec
 
 __all__ = ["RUNTIMES", "Runtime", "RuntimeKind"]
@@ -29,6 +32,10 @@ class Runtime(Protocol):
 
     def limit(self, specs: Mapping[str, DeviceSpec]) -> None:
         """Put CPU and memory limits on the devices."""
+        ...
+
+    def surroundings(self, invoking: Surroundings) -> Surroundings:
+        """User and folder of programs, given those of whoever called."""
         ...
 
     def agents(self) -> dict[str, ProcessId]:
@@ -64,4 +71,4 @@ class RuntimeKind(Protocol):
         ...
 
 
-RUNTIMES: dict[str, RuntimeKind] = {"netns": NetnsRuntime}
+RUNTIMES: dict[str, RuntimeKind] = {"netns": NetnsRuntime, "docker": DockerRuntime, "compose": ComposeRuntime}
