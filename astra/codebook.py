@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from astra.attention import split_heads
@@ -183,10 +183,9 @@ def save_codebooks(
     spec = CodebookSpec(len(codebooks), num_groups * group_width, num_groups, num_codewords)
     metadata = _Metadata(format=FORMAT_VERSION, fitted_on=fitted_on or {}, **asdict(spec))
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {_tensor_name(layer): codebook.codewords_GKd for layer, codebook in enumerate(codebooks)},
-        folder / TENSOR_FILE,
-    )
+    tensors = {_tensor_name(layer): codebook.codewords_GKd for layer, codebook in enumerate(codebooks)}
+    # Not save_file, which lets nobody else read: a device's program may run as another user than `astra fit`.
+    (folder / TENSOR_FILE).write_bytes(save(tensors))
     (folder / METADATA_FILE).write_text(json.dumps(metadata.model_dump(), indent=2) + "\n", encoding="utf-8")
 
 
