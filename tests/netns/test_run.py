@@ -10,12 +10,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from ruamel.yaml import YAML
+
+from testbed import controller
+from testbed.controller import Options
+from testbed.display import Display
+from testbed.errors import DeviceError
+from testbed.runtimes import RUNTIMES
+from testbed.runtimes.netns import NetnsRuntime
+from testbed.scenario import load
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
 
@@ -274,6 +283,20 @@ def test_killed_agent_is_named(place: Path) -> None:
         said = process.stdout.read()
         assert process.wait(10) == 1
     assert "device d1: its agent ended with status -9" in said
+    assert traces(place) == NOTHING
+
+
+def test_device_that_never_reports_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OneSilent(NetnsRuntime):
+        def _joining(self, device: str, command: Sequence[str]) -> list[str]:
+            return super()._joining(device, ["sleep", "60"] if device == "d1" else command)
+
+    monkeypatch.setitem(RUNTIMES, "netns", OneSilent)
+    monkeypatch.setattr("testbed.fleet.REGISTER_TIMEOUT_S", 3.0)
+    monkeypatch.setenv("TESTBED_STATE_DIR", str(place / "state"))
+    scenario = load(write(place, ["true"], count=3))
+    with pytest.raises(DeviceError, match="agent of d1 never reported within 3 s"):
+        controller.run(scenario, Options(out=place / "out"), Display(Console(quiet=True)))
     assert traces(place) == NOTHING
 
 
