@@ -22,7 +22,7 @@ __all__ = ["ProcessId", "RunState", "new_run_id", "state_folder"]
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process id with the process's start time, so that a re-used number is not taken for the same process."""
+    """A process id with the process's start time, so that a reused number is not taken for the same process."""
 
     pid: int
     start_ticks: int
