@@ -42,6 +42,8 @@ class Job:
     strategy: StrategyConfig
     ranges: tuple[range, ...]
     """Content tokens of every rank."""
+    weights: tuple[float, ...]
+    """Each rank's share of the work."""
     bands: tuple[range, ...]
     """Pixel rows that every rank needs."""
     messages: Sequence[PlannedMessage]
@@ -86,13 +88,14 @@ def plan_jobs(config: BenchConfig, model: ModelAdapter, world_size: int) -> list
     """Lay out every strategy.
 
     Raises:
-        ConfigError: There are fewer tokens than ranks, the weights do not fit, or codebooks have not been fitted.
+        ConfigError: A strategy cannot split the model over these ranks, or codebooks have not been fitted.
     """
     weights = config.weights(world_size)
     jobs, faults = [], list[str]()
     for strategy in config.strategies:
         try:
-            ranges = STRATEGIES[strategy.name].partition(model.shape.num_content_tokens, weights)
+            ranges = STRATEGIES[strategy.name].partition(model.shape, weights)
+            messages = predict_messages(model.shape, strategy, world_size, weights)
         except ValueError as error:
             faults.append(f"{label(strategy)}: {error}")
             continue
@@ -105,8 +108,7 @@ def plan_jobs(config: BenchConfig, model: ModelAdapter, world_size: int) -> list
                     "run `astra fit` with this config"
                 )
         bands = tuple(model.input_rows(tokens) for tokens in ranges)
-        messages = predict_messages(model.shape, strategy, world_size, weights)
-        jobs.append(Job(strategy, ranges, bands, messages, folder))
+        jobs.append(Job(strategy, ranges, weights, bands, messages, folder))
     if faults:
         raise ConfigError(faults)
     return jobs

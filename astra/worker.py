@@ -118,7 +118,14 @@ class _Rank:
         results = []
         for job in jobs:
             with self._named(f"{label(job.strategy)}, getting ready"):
-                context = RankContext(self._model, self._collectives, job.ranges, self._timeline, job.codebook_folder)
+                context = RankContext(
+                    model=self._model,
+                    collectives=self._collectives,
+                    ranges=job.ranges,
+                    weights=job.weights,
+                    timeline=self._timeline,
+                    codebook_folder=job.codebook_folder,
+                )
                 strategy = STRATEGIES[job.strategy.name](context, job.strategy)
             answers, counted = self._serve_strategy(job, strategy)
             if self._rank == 0:

@@ -84,9 +84,9 @@ class AstraStrategy:
             return model.head(class_BD)
 
     @staticmethod
-    def partition(num_content_tokens: int, weights: Sequence[float]) -> tuple[range, ...]:
+    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
         """Split the content tokens by weight."""
-        return split(num_content_tokens, weights)
+        return split(shape.num_content_tokens, weights)
 
     @staticmethod
     def plan(shape: ModelShape, config: AstraConfig, ranges: Sequence[range]) -> list[PlannedMessage]:

@@ -38,6 +38,8 @@ class RankContext:
     collectives: Collectives
     ranges: tuple[range, ...]
     """Content tokens of every rank, from `Strategy.partition`."""
+    weights: tuple[float, ...]
+    """What share of the work each rank was given, in any unit; strategies that split heads or layers go by it."""
     timeline: Timeline
     codebook_folder: Path | None = None
     """What `astra fit` left for this config; only strategies that quantise read it."""
@@ -52,8 +54,12 @@ class Strategy(Protocol):
         """Take part in answering `request`; return logits_BC on rank 0 and None elsewhere."""
 
     @staticmethod
-    def partition(num_content_tokens: int, weights: Sequence[float]) -> tuple[range, ...]:
-        """Return the content tokens that each rank embeds and owns; empty for a rank that idles."""
+    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
+        """Return the content tokens that each rank embeds; empty for a rank that needs no input.
+
+        Raises:
+            ValueError: The model cannot be split over these ranks; says what can.
+        """
 
     @staticmethod
     def plan(shape: ModelShape, config: Any, ranges: Sequence[range]) -> list[PlannedMessage]:

@@ -64,9 +64,9 @@ class SequenceStrategy:
             return model.head(x_BTD[:, 0])
 
     @staticmethod
-    def partition(num_content_tokens: int, weights: Sequence[float]) -> tuple[range, ...]:
+    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
         """Split the content tokens by weight."""
-        return split(num_content_tokens, weights)
+        return split(shape.num_content_tokens, weights)
 
     @staticmethod
     def plan(shape: ModelShape, config: SequenceConfig, ranges: Sequence[range]) -> list[PlannedMessage]:

@@ -47,9 +47,9 @@ class SingleStrategy:
             return model.head(x_BTD[:, 0])
 
     @staticmethod
-    def partition(num_content_tokens: int, weights: Sequence[float]) -> tuple[range, ...]:
+    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
         """Give all tokens to rank 0."""
-        return (range(num_content_tokens), *(range(0) for _ in weights[1:]))
+        return (range(shape.num_content_tokens), *(range(0) for _ in weights[1:]))
 
     @staticmethod
     def plan(shape: ModelShape, config: SingleConfig, ranges: Sequence[range]) -> list[PlannedMessage]:

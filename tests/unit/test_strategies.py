@@ -59,11 +59,13 @@ def serve(
 ) -> Answer:
     """Answer one request with one thread per rank, each given only the pixel rows that it needs."""
     strategy = STRATEGIES[config.name]
-    ranges = strategy.partition(model.shape.num_content_tokens, weights)
+    ranges = strategy.partition(model.shape, weights)
     transports = connect(len(weights))
 
     def one_rank(rank: int) -> tuple[Tensor | None, Timeline]:
-        context = RankContext(model, Collectives(transports[rank], TIMEOUT_S), ranges, Timeline(rank), folder)
+        context = RankContext(
+            model, Collectives(transports[rank], TIMEOUT_S), ranges, tuple(weights), Timeline(rank), folder
+        )
         rows = model.input_rows(ranges[rank])
         band = pixels[:, :, rows.start : rows.stop]
         return strategy(context, config).forward(Request(0, band, rows.start)), context.timeline
@@ -155,7 +157,7 @@ def astra_by_masks(model: ViTAdapter, pixels: Tensor, weights: list[float], fold
     """Compute ASTRA's answer in one place: per rank, swap the others' rows of u for their codewords."""
     shape = model.shape
     codebooks = load_codebooks(folder, CodebookSpec(shape.num_layers, shape.width, 1, 4))
-    ranges = STRATEGIES["astra"].partition(NUM_TOKENS, weights)
+    ranges = STRATEGIES["astra"].partition(shape, weights)
     class_copies = [model.embed_class(1) for _ in weights]
     content_BTD = model.embed_content(pixels, range(NUM_TOKENS))
     for block, codebook in zip(model.blocks, codebooks, strict=True):
