@@ -1,14 +1,18 @@
 """What a model must offer to be run by any strategy, and `load_model`.
 
-    legend: B batch, T tokens, D width, E = 2D keys and values side by side, H heads, d head width, C outputs
+    legend: B batch, T tokens, D width, E keys and values side by side, H heads, d head width, C outputs
 
-        inputs --embed_content--> x_BTD --block 0 .. L-1--> x_BTD --head (of the class token)--> logits_BC
-                                          one block:  u = attention_input(x)
-                                                      q, k, v = query(u), *key_value(u)
-                                                      x = finish(x, attend(q, k, v))
+        inputs --embed_content--> x_BTD --block 0 .. L-1--> x_BTD --head--> logits_BC
+                        one block:  u = attention_input(x)
+                                    q, k, v = query(u), *key_value(u)
+                                    a = after_attention(x, output(attend(q, k, v)))
+                                    x = after_mlp(a, mlp(mlp_input(a)))
 
-An adapter knows nothing of distribution. Its blocks are functions of the original weights, row by row except for
-attention itself, so that any rank can run them on any subset of tokens.
+Two kinds of model. Classifiers (ViT, BERT) have a class token in front of the content, every token sees every other,
+and `head` reads the class token. Causal language models (GPT-2, Llama) have none, a token sees only itself and earlier
+ones, and `head` reads the last token. An adapter knows nothing of distribution: its blocks are functions of the
+original weights, row by row except for attention itself, so that any rank can run them on any subset of tokens, and
+`Block.shard` gives the part of a layer that some heads and hidden units make up.
 """
 
 from collections.abc import Sequence
@@ -19,46 +23,115 @@ from torch import Tensor
 
 from astra.config import ModelConfig
 
-__all__ = ["Block", "ModelAdapter", "ModelShape", "load_model"]
+__all__ = ["Block", "BlockShard", "ModelAdapter", "ModelShape", "load_model"]
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers that traffic formulas and codebooks need."""
+    """The numbers that traffic formulas, codebooks and partitions need."""
 
+    family: str
     num_layers: int
     width: int
     num_heads: int
+    num_kv_heads: int
+    """Heads of keys and values; fewer than `num_heads` where groups of query heads share them."""
     head_width: int
+    mlp_width: int
+    """Hidden units of the MLP."""
     num_content_tokens: int
     """Tokens that come from the input and are split over the ranks; class tokens are not among them."""
     num_class_tokens: int
     num_outputs: int
+    """Classes, or the vocabulary of a language model."""
     causal: bool
+    vocabulary: int = 0
+    """Rows of the token embedding; 0 for images."""
+
+    @property
+    def kv_width(self) -> int:
+        """Width of one token's keys, and of its values."""
+        return self.num_kv_heads * self.head_width
+
+
+class BlockShard(Protocol):
+    """Some heads and hidden units of a layer, as views of its weights."""
+
+    def query(self, u_BTD: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return q_BHTd of the shard's heads."""
+
+    def key_value(self, u_BTD: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return k and v for `attend`: the key/value heads that the shard's heads read.
+
+        As many heads as the query has, or a divisor; where the heads of a shard do not fall into whole groups, the
+        shared ones are repeated.
+        """
+
+    def output(self, context_BTE: Tensor) -> Tensor:
+        """Return what these heads' context adds to the output, [B, T, D], without the bias."""
+
+    def mlp(self, h_BTD: Tensor) -> Tensor:
+        """Return what these hidden units add to the MLP's output, [B, T, D], without the last bias."""
 
 
 class Block(Protocol):
-    """One Transformer layer, taken apart at its attention."""
+    """One Transformer layer, taken apart at its attention.
+
+    `positions` [T] are the absolute positions of the rows, for models that turn queries and keys by them (RoPE); None
+    numbers the rows from 0. Other models ignore it: their positions are in the embedding.
+    """
 
     @property
     def key_value_weight(self) -> Tensor:
-        """[2D, D], keys above values; put together on each call, so read it at load and not per request."""
+        """[E, D], keys above values; put together on each call, so read it at load and not per request."""
 
     @property
     def key_value_bias(self) -> Tensor | None:
-        """[2D], or None for projections without bias."""
+        """[E], or None for projections without bias."""
+
+    @property
+    def output_bias(self) -> Tensor | None:
+        """[D], part of `output`; to be added once to a sum of shards."""
+
+    @property
+    def mlp_bias(self) -> Tensor | None:
+        """[D], part of `mlp`; to be added once to a sum of shards."""
 
     def attention_input(self, x_BTD: Tensor) -> Tensor:
-        """Return u_BTD, what the projections read: norm 1 of x in a pre-norm model."""
+        """Return u_BTD, what the projections read: norm 1 of x in a pre-norm model, x itself in a post-norm one."""
 
-    def query(self, u_BTD: Tensor) -> Tensor:
-        """Return q_BHTd."""
+    def query(self, u_BTD: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return q_BHTd, with positions applied."""
 
-    def key_value(self, u_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return k_BHTd and v_BHTd, affine in every row of u."""
+    def key_value(self, u_BTD: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return k and v of the key/value heads, not repeated, with positions applied to k."""
+
+    def key_value_unrotated(self, u_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return k and v before positions: affine in every row of u."""
+
+    def rotate(self, k_BHTd: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Apply positions to unrotated keys; models without RoPE return them as they are."""
+
+    def output(self, context_BTD: Tensor) -> Tensor:
+        """Return the output projection of the context, with its bias."""
+
+    def after_attention(self, x_BTD: Tensor, out_BTD: Tensor) -> Tensor:
+        """Return a: residual, and the norm of a post-norm model. `out` is that of `output`."""
+
+    def mlp_input(self, a_BTD: Tensor) -> Tensor:
+        """Return what the MLP reads: norm 2 of a in a pre-norm model, a itself in a post-norm one."""
+
+    def mlp(self, h_BTD: Tensor) -> Tensor:
+        """Return the MLP's output, with its bias."""
+
+    def after_mlp(self, a_BTD: Tensor, m_BTD: Tensor) -> Tensor:
+        """Return the layer's output: residual, and the norm of a post-norm model. `m` is that of `mlp`."""
 
     def finish(self, x_BTD: Tensor, context_BTD: Tensor) -> Tensor:
-        """Return the layer's output: output projection, residual, norm, MLP, residual."""
+        """Return the layer's output from its input and the context: all of the four steps above."""
+
+    def shard(self, heads: range, hidden: range) -> BlockShard:
+        """Return the part of the layer that these query heads and hidden units make up; either may be empty."""
 
 
 class ModelAdapter(Protocol):
@@ -73,20 +146,20 @@ class ModelAdapter(Protocol):
         """Its layers in order."""
 
     def input_rows(self, tokens: range) -> range:
-        """Return the rows of an input (second-last dimension of an image) that hold content `tokens`."""
+        """Return the rows of an input that hold content `tokens`: pixel rows of an image, token ids of a text."""
 
     def embed_content(self, inputs: Tensor, tokens: range, first_row: int = 0) -> Tensor:
         """Return x_BTD of the content `tokens` alone.
 
-        `inputs` may be the whole input, or only a band of its rows that starts at row `first_row` and covers
-        `input_rows(tokens)`.
+        `inputs` are pixels [B, 3, rows, columns] or token ids [B, rows] (int64): the whole input, or only a band of
+        its rows that starts at row `first_row` and covers `input_rows(tokens)`.
         """
 
     def embed_class(self, batch: int) -> Tensor:
-        """Return the class token as it enters layer 0, [B, num_class_tokens, D]."""
+        """Return the class token as it enters layer 0, [B, num_class_tokens, D]; no rows for causal models."""
 
-    def head(self, class_BD: Tensor) -> Tensor:
-        """Return logits_BC from the class token after the last layer."""
+    def head(self, x_BD: Tensor) -> Tensor:
+        """Return logits_BC from one row after the last layer: the class token, or the last token if causal."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits_BC of whole inputs, on this one device: what `single` computes."""

@@ -18,54 +18,13 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from astra.attention import attend, split_heads
 from astra.config import ModelConfig
 from astra.errors import ConfigError
 from astra.models import Block, ModelShape
+from astra.models.block import Affine, Projections, TransformerBlock, run_blocks
 from astra.partition import band
 
-__all__ = ["ViTAdapter", "ViTBlock", "load_vit"]
-
-
-class ViTBlock:
-    """One encoder layer, taken apart at its attention; implements `Block`."""
-
-    def __init__(self, layer: Any):
-        self._layer = layer
-        self._attention = layer.attention
-        self._num_heads: int = layer.attention.num_attention_heads
-
-    @property
-    def key_value_weight(self) -> Tensor:
-        """[2D, D], keys above values; put together on each call."""
-        return torch.cat((self._attention.k_proj.weight, self._attention.v_proj.weight))
-
-    @property
-    def key_value_bias(self) -> Tensor | None:
-        """[2D], or None when the checkpoint has no such bias."""
-        if self._attention.k_proj.bias is None:
-            return None
-        return torch.cat((self._attention.k_proj.bias, self._attention.v_proj.bias))
-
-    def attention_input(self, x_BTD: Tensor) -> Tensor:
-        """Apply the norm before attention."""
-        u_BTD: Tensor = self._layer.layernorm_before(x_BTD)
-        return u_BTD
-
-    def query(self, u_BTD: Tensor) -> Tensor:
-        """Return q_BHTd."""
-        return split_heads(self._attention.q_proj(u_BTD), self._num_heads)
-
-    def key_value(self, u_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return k_BHTd and v_BHTd."""
-        k_BTD, v_BTD = self._attention.k_proj(u_BTD), self._attention.v_proj(u_BTD)
-        return split_heads(k_BTD, self._num_heads), split_heads(v_BTD, self._num_heads)
-
-    def finish(self, x_BTD: Tensor, context_BTD: Tensor) -> Tensor:
-        """Apply output projection, residual, norm, MLP and residual."""
-        x_BTD = x_BTD + self._attention.o_proj(context_BTD)
-        out_BTD: Tensor = x_BTD + self._layer.mlp(self._layer.layernorm_after(x_BTD))
-        return out_BTD
+__all__ = ["ViTAdapter", "load_vit"]
 
 
 class ViTAdapter:
@@ -77,12 +36,15 @@ class ViTAdapter:
         self._embeddings: Any = model.vit.embeddings
         self._patch: int = config.patch_size
         self._num_columns: int = config.image_size // config.patch_size
-        self.blocks: Sequence[Block] = [ViTBlock(layer) for layer in model.vit.layers]
+        self.blocks: Sequence[Block] = [_block(layer) for layer in model.vit.layers]
         self.shape = ModelShape(
+            family="vit",
             num_layers=config.num_hidden_layers,
             width=config.hidden_size,
             num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_attention_heads,
             head_width=config.hidden_size // config.num_attention_heads,
+            mlp_width=config.intermediate_size,
             num_content_tokens=self._num_columns**2,
             num_class_tokens=1,
             num_outputs=config.num_labels,
@@ -124,11 +86,7 @@ class ViTAdapter:
         """Run the whole model on pixels [B, 3, image_size, image_size]; equals the Hugging Face forward."""
         content_BTD = self.embed_content(inputs, range(self.shape.num_content_tokens))
         x_BTD = torch.cat((self.embed_class(inputs.shape[0]), content_BTD), dim=1)
-        for block in self.blocks:
-            u_BTD = block.attention_input(x_BTD)
-            context_BTD = attend(block.query(u_BTD), *block.key_value(u_BTD))
-            x_BTD = block.finish(x_BTD, context_BTD)
-        return self.head(x_BTD[:, 0])
+        return self.head(run_blocks(self.blocks, x_BTD, causal=False)[:, 0])
 
     def _patches(self, pixels_BCYX: Tensor) -> Tensor:
         """Cut whole patch rows into [B, patches, 3 · patch · patch], in the order of the convolution's weight."""
@@ -136,6 +94,26 @@ class ViTAdapter:
         size = self._patch
         grid = pixels_BCYX.reshape(batch, channels, height // size, size, width // size, size)
         return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * size * size)
+
+
+def _block(layer: Any) -> TransformerBlock:
+    """Say which matrix of an encoder layer is which."""
+    attention, mlp = layer.attention, layer.mlp
+    projections = Projections(
+        query_map=_affine(attention.q_proj),
+        key_map=_affine(attention.k_proj),
+        value_map=_affine(attention.v_proj),
+        output_map=_affine(attention.o_proj),
+        up_map=_affine(mlp.fc1),
+        down_map=_affine(mlp.fc2),
+        activation=mlp.activation_fn,
+        head_width=attention.head_dim,
+    )
+    return TransformerBlock(projections, layer.layernorm_before, layer.layernorm_after)
+
+
+def _affine(linear: Any) -> Affine:
+    return Affine(linear.weight, linear.bias)
 
 
 def load_vit(config: ModelConfig) -> ViTAdapter:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from astra.attention import append_remote, attend
+from astra.attention import attend, prepend_remote
 from astra.codebook import CodebookSpec, KeyValueTable, load_codebooks
 from astra.config import AstraConfig
 from astra.errors import ConfigError
@@ -73,7 +73,7 @@ class AstraStrategy:
                 if payloads:
                     codes_BRG = self._unpack(payloads, len(x_BTD))
                     remote_k, remote_v = self._tables[layer].remote_key_value(codes_BRG)
-                    k_BHTd, v_BHTd = append_remote(k_BHTd, remote_k), append_remote(v_BHTd, remote_v)
+                    k_BHTd, v_BHTd = prepend_remote(remote_k, k_BHTd), prepend_remote(remote_v, v_BHTd)
                 context_BTD = attend(q_BHTd, k_BHTd, v_BHTd)
             with span("rest", layer):
                 x_BTD = block.finish(x_BTD, context_BTD)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from astra.attention import append_remote, attend
+from astra.attention import attend, prepend_remote
 from astra.config import SequenceConfig
 from astra.models import ModelShape
 from astra.partition import split
@@ -54,7 +54,7 @@ class SequenceStrategy:
             with span("attention", layer):
                 if payloads:
                     remote_k, remote_v = block.key_value(block.attention_input(self._decode(payloads, len(x_BTD))))
-                    k_BHTd, v_BHTd = append_remote(k_BHTd, remote_k), append_remote(v_BHTd, remote_v)
+                    k_BHTd, v_BHTd = prepend_remote(remote_k, k_BHTd), prepend_remote(remote_v, v_BHTd)
                 context_BTD = attend(q_BHTd, k_BHTd, v_BHTd)
             with span("rest", layer):
                 x_BTD = block.finish(x_BTD, context_BTD)
