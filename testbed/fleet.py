@@ -281,6 +281,9 @@ class Fleet:
         """Handle the messages that are there, waiting up to `POLL_MS` for the first."""
         now = time.monotonic()
         if now - self._pinged_at > PING_PERIOD_S:
+            if now - self._pinged_at > SILENCE_LIMIT_S / 2:  # we were the silent ones
+                for device in self._devices.values():
+                    device.heard_at = now
             self._pinged_at = now
             self._broadcast(Ping())
         timeout = POLL_MS
@@ -359,8 +362,8 @@ class Fleet:
         return f"device {name}: the program ended with {how}; its last lines:\n{said}"
 
     def _check_agents(self) -> None:
-        for name in self._roster.nameless:
-            if time.monotonic() - self._devices[name].heard_at > SILENCE_LIMIT_S:
+        for name, device in self._devices.items():
+            if device.address is not None and time.monotonic() - device.heard_at > SILENCE_LIMIT_S:
                 raise DeviceError(f"device {name}: its agent must answer, got nothing for {SILENCE_LIMIT_S:g} s")
         for name, code in self._runtime.exited().items():
             said = "\n".join(f"    {line}" for line in self._runtime.agent_log(name).splitlines()[-20:])

@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -151,6 +152,8 @@ def _cpu_model() -> str:
 
 
 def _git_revision() -> str | None:
+    if shutil.which("git") is None:  # as in the device image
+        return None
     described = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,
