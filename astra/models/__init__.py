@@ -49,6 +49,16 @@ class ModelShape:
     """Rows of the token embedding; 0 for images."""
 
     @property
+    def num_tokens(self) -> int:
+        """All tokens of one input: class and content."""
+        return self.num_class_tokens + self.num_content_tokens
+
+    @property
+    def answer_token(self) -> int:
+        """Index of the row that `head` reads, among all tokens in order: the last if causal, else the class token."""
+        return -1 if self.causal else 0
+
+    @property
     def kv_width(self) -> int:
         """Width of one token's keys, and of its values."""
         return self.num_kv_heads * self.head_width
@@ -157,6 +167,9 @@ class ModelAdapter(Protocol):
 
     def embed_class(self, batch: int) -> Tensor:
         """Return the class token as it enters layer 0, [B, num_class_tokens, D]; no rows for causal models."""
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Return x_BTD of a whole input: class tokens, then content."""
 
     def head(self, x_BD: Tensor) -> Tensor:
         """Return logits_BC from one row after the last layer: the class token, or the last token if causal."""

@@ -7,7 +7,6 @@ ViT-Base. Dropout is left out, so an adapter is for inference. Attribute names a
 Source: Dosovitskiy et al., An Image is Worth 16x16 Words, arXiv 2010.11929.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,16 @@ from transformers.utils import logging as transformers_logging
 
 from astra.config import ModelConfig
 from astra.errors import ConfigError
-from astra.models import Block, ModelShape
-from astra.models.block import Affine, Projections, TransformerBlock, run_blocks
+from astra.models import ModelShape
+from astra.models.adapter import TransformerAdapter
+from astra.models.block import Affine, Projections, TransformerBlock
 from astra.partition import band
 
 __all__ = ["ViTAdapter", "load_vit"]
 
 
-class ViTAdapter:
-    """A ViT classifier as embedding, blocks and head; implements `ModelAdapter`."""
+class ViTAdapter(TransformerAdapter):
+    """A ViT classifier as embedding, blocks and head."""
 
     def __init__(self, model: ViTForImageClassification):
         config: Any = model.config
@@ -36,8 +36,7 @@ class ViTAdapter:
         self._embeddings: Any = model.vit.embeddings
         self._patch: int = config.patch_size
         self._num_columns: int = config.image_size // config.patch_size
-        self.blocks: Sequence[Block] = [_block(layer) for layer in model.vit.layers]
-        self.shape = ModelShape(
+        shape = ModelShape(
             family="vit",
             num_layers=config.num_hidden_layers,
             width=config.hidden_size,
@@ -50,6 +49,7 @@ class ViTAdapter:
             num_outputs=config.num_labels,
             causal=False,
         )
+        super().__init__(shape, [_block(layer) for layer in model.vit.layers])
 
     def input_rows(self, tokens: range) -> range:
         """Return the pixel rows of the patches that `tokens` are made from."""
@@ -81,12 +81,6 @@ class ViTAdapter:
         """Apply the final norm and the classifier."""
         logits_BC: Tensor = self.huggingface.classifier(self.huggingface.vit.layernorm(class_BD))
         return logits_BC
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Run the whole model on pixels [B, 3, image_size, image_size]; equals the Hugging Face forward."""
-        content_BTD = self.embed_content(inputs, range(self.shape.num_content_tokens))
-        x_BTD = torch.cat((self.embed_class(inputs.shape[0]), content_BTD), dim=1)
-        return self.head(run_blocks(self.blocks, x_BTD, causal=False)[:, 0])
 
     def _patches(self, pixels_BCYX: Tensor) -> Tensor:
         """Cut whole patch rows into [B, patches, 3 · patch · patch], in the order of the convolution's weight."""
