@@ -41,11 +41,11 @@ class Display:
         self._tenth = ("", -1)
         # fmt: off
         self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(), console=console, transient=True, disable=not self._live,
         )
         # fmt: on
-        self._task = self._progress.add_task("starting", total=None)
+        self._task = self._progress.add_task("starting", total=None, count="")
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -58,7 +58,8 @@ class Display:
 
     def phase(self, text: str) -> None:
         """Say what begins now."""
-        self._progress.reset(self._task, description=text, total=None)
+        self._progress.remove_task(self._task)  # a task that has had a total cannot lose it again
+        self._task = self._progress.add_task(escape(text), total=None, count="")
         self.say(text)
 
     def say(self, text: str) -> None:
@@ -68,7 +69,9 @@ class Display:
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Say how far the program is."""
-        self._progress.update(self._task, description=escape(label), completed=done, total=total)
+        self._progress.update(
+            self._task, description=escape(label), completed=done, total=total, count=f"{done}/{total}"
+        )
         tenth = (label, 10 * done // max(total, 1))
         if not self._live and tenth != self._tenth:
             self.say(f"{label} {done}/{total}")
