@@ -14,7 +14,6 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -39,12 +38,9 @@ class Display:
         self._live = console.is_terminal if live is None else live
         self._started = time.monotonic()
         self._tenth = ("", -1)
-        # fmt: off
-        self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[count]}"),
-            TimeElapsedColumn(), console=console, transient=True, disable=not self._live,
-        )
-        # fmt: on
+        what, count = TextColumn("{task.description}"), TextColumn("{task.fields[count]}")
+        columns = (SpinnerColumn(), what, BarColumn(bar_width=24), count, TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console, transient=True, disable=not self._live)
         self._task = self._progress.add_task("starting", total=None, count="")
 
     def __enter__(self) -> "Display":
