@@ -21,6 +21,7 @@ from testbed.controller import Options
 from testbed.display import Display, fitting_table, table_of
 from testbed.errors import InputError, TestbedError
 from testbed.record import Row
+from testbed.render import compose_file
 from testbed.runtimes import RUNTIMES, userns
 from testbed.runtimes.state import RunState
 from testbed.scenario import Scenario, json_schema, load
@@ -56,7 +57,7 @@ def run(
 ) -> None:
     """Run a scenario: make its devices, shape and calibrate the links, run the program, report."""
     loaded = load(scenario)
-    _need_network_namespaces()
+    _need_network_namespaces(runtime)
     options = Options(_known_runtime(runtime), out, uncapped, calibrate, go_on, timeout_s)
     with Display(console, live=False if plain else None) as display:
         outcome = controller.run(loaded, options, display)
@@ -75,7 +76,7 @@ def run(
 def up(scenario: ScenarioFile, runtime: RuntimeName = "netns", uncapped: Uncapped = False) -> None:
     """Make and shape a scenario's devices and leave them standing, for `testbed exec`, until `testbed down`."""
     loaded = load(scenario)
-    _need_network_namespaces()
+    _need_network_namespaces(runtime)
     with Display(console) as display:
         state = controller.up(loaded, Options(_known_runtime(runtime), uncapped=uncapped), display)
     for device, address in state.addresses.items():
@@ -149,7 +150,7 @@ def calibrate(
 ) -> None:
     """Measure every link of a scenario: rate, message times, round trip and loss, asked against got."""
     loaded = load(scenario)
-    _need_network_namespaces()
+    _need_network_namespaces(runtime)
     options = Options(_known_runtime(runtime), out, uncapped)
     with Display(console, live=False if plain else None) as display:
         outcome = controller.calibrate(loaded, options, display)
@@ -163,6 +164,12 @@ def calibrate(
             console.print(f"[red]out of tolerance[/red]  {escape(verdict.text)}", highlight=False)
     console.print(f"results: {escape(str(outcome.folder))}", highlight=False, soft_wrap=True)
     raise typer.Exit(0 if outcome.ok else 1)
+
+
+@app.command()
+def render(scenario: ScenarioFile) -> None:
+    """Print the Compose file that runs a scenario: testbed render S.yaml | docker compose -f - up."""
+    sys.stdout.write(compose_file(load(scenario)))
 
 
 @app.command()
@@ -224,8 +231,8 @@ def _interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _need_network_namespaces() -> None:
-    if userns.needed():
+def _need_network_namespaces(runtime: str) -> None:
+    if runtime == "netns" and userns.needed():
         userns.enter()
 
 

@@ -6,7 +6,7 @@ Keeps names and identities of connections; sends and waits for nothing.
 from collections.abc import Mapping, Sequence
 
 from testbed.protocol import AgentMessage, Hello, Limits
-from testbed.runtimes.cgroups import PAGE_BYTES
+from testbed.runtimes.cgroups import PAGE_BYTES, cpu_quota
 from testbed.scenario import DeviceSpec
 
 __all__ = ["Roster"]
@@ -50,10 +50,12 @@ class Roster:
             cpus, memory = (None, None) if limits is None else (limits.cpus, limits.memory_bytes)
             spec = specs[name]
             if (cpus is None) != (spec.cpus is None) or abs((cpus or 0) - (spec.cpus or 0)) > CPUS_TOLERANCE:
-                found.append(f"{name}: cpus must be {spec.cpus} as in the scenario, got {cpus}; set CPU_QUOTA_US")
+                todo = f"set CPU_QUOTA_US={cpu_quota(spec.cpus)[0] or -1}"
+                found.append(f"{name}: cpus must be {spec.cpus} as in the scenario, got {cpus}; {todo}")
             wanted = None if spec.memory_mb is None else spec.memory_mb * 10**6 // PAGE_BYTES * PAGE_BYTES
             if memory != wanted:
-                found.append(f"{name}: memory must be {wanted} bytes as in the scenario, got {memory}; set MEMORY_MB")
+                todo = f"set MEMORY_MB={spec.memory_mb or 0}"
+                found.append(f"{name}: memory must be {wanted} bytes as in the scenario, got {memory}; {todo}")
         return [f"{fault}, or print a file that fits: testbed render" for fault in found]
 
     def _admit(self, connection: bytes, limits: Limits | None) -> str | None:

@@ -10,7 +10,7 @@ agents report with the scenario's.
 from collections.abc import Mapping, Sequence
 
 from testbed.errors import UnsupportedError
-from testbed.runtimes.docker import CONTROL_PORT, PROGRAM
+from testbed.runtimes.container import CONTROL_PORT, PROGRAM
 from testbed.runtimes.state import ProcessId, RunState
 from testbed.runtimes.surroundings import Surroundings
 from testbed.scenario import DeviceSpec

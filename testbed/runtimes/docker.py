@@ -11,11 +11,9 @@ mounted read-only.
 
 import contextlib
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import docker
@@ -24,29 +22,24 @@ from docker.types import DeviceRequest
 
 from testbed.errors import RuntimeFailureError, UnsupportedError
 from testbed.runtimes.cgroups import cpu_quota
+from testbed.runtimes.container import (
+    AGENT_FOLDER,
+    CACHE_FOLDER,
+    CAPABILITIES,
+    CONTROL_PORT,
+    PROGRAM,
+    SECURITY_OPTIONS,
+    TMPFS,
+    image_name,
+)
 from testbed.runtimes.state import ProcessId, RunState
-from testbed.runtimes.surroundings import Identity, Surroundings, cache_folder
+from testbed.runtimes.surroundings import Surroundings, cache_folder
 from testbed.scenario import DeviceSpec
 
-__all__ = ["AGENT_CAPABILITIES", "CONTROL_PORT", "PROGRAM", "DockerRuntime"]
+__all__ = ["DockerRuntime"]
 
 RUN_LABEL = "astra-testbed.run"
 DEVICE_LABEL = "astra-testbed.device"
-IMAGES = {"cpu": "astra-testbed:latest", "cuda": "astra-testbed:cuda"}
-IMAGE_VARIABLE = "TESTBED_IMAGE"
-CONTROL_PORT = 29401
-"""Where the controller listens, on an address that only its own agents' network has."""
-AGENT_CAPABILITIES = ("NET_ADMIN", "SETUID", "SETGID", "SETPCAP", "KILL", "CHOWN", "DAC_OVERRIDE")
-"""To shape links; to become another user without capabilities; to stop that user's processes and take their files."""
-PROGRAM = Surroundings(Identity(uid=10001, gid=10001, home="/home/program"), Path("/home/program"))
-"""The image's user (images/Dockerfile) and its folder, the only one besides /tmp that it may write to."""
-AGENT_FOLDER = "/run/testbed"
-TMPFS = {
-    AGENT_FOLDER: "mode=755",
-    "/run/lock": "mode=1777",
-    "/tmp": "mode=1777",  # noqa: S108  # the container's own
-    "/home/program": "mode=700,uid=10001,gid=10001",
-}
 POLL_PERIOD_S = 0.5
 """How often the engine is asked who has exited; the controller asks ten times a second."""
 LOG_LINES = 50
@@ -185,18 +178,18 @@ class DockerRuntime:
             labels=self._labels() | {DEVICE_LABEL: device},
             network=self._name("data"),
             cap_drop=["ALL"],
-            cap_add=list(AGENT_CAPABILITIES),
-            security_opt=["no-new-privileges:true"],
+            cap_add=list(CAPABILITIES),
+            security_opt=list(SECURITY_OPTIONS),
             read_only=True,
             tmpfs=TMPFS,
             cpu_period=cpu_quota(spec.cpus)[1],
-            volumes={str(cache): {"bind": "/cache", "mode": "ro"}} if cache.is_dir() else {},
+            volumes={str(cache): {"bind": CACHE_FOLDER, "mode": "ro"}} if cache.is_dir() else {},
             device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if spec.accelerator == "cuda" else [],
         )
 
     def _image(self, accelerator: str) -> str:
         """Return the image's name. Raises UnsupportedError if the engine does not have it."""
-        name = os.environ.get(IMAGE_VARIABLE) or IMAGES[accelerator]
+        name = image_name(accelerator)
         try:
             with self._asking(f"look for image {name}"):
                 self._engine.images.get(name)
