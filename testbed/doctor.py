@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.errors import TestbedError
+from testbed.errors import TestbedError, UnsupportedError
 from testbed.runtimes.cgroups import DeviceGroups, find_hierarchies
+from testbed.runtimes.container import image_name
+from testbed.runtimes.docker import inspect_engine
 from testbed.shaper.features import FEATURES, PROGRAMS, missing_features, missing_programs
 
 __all__ = ["Finding", "examine"]
@@ -19,6 +21,8 @@ __all__ = ["Finding", "examine"]
 MIN_KERNEL = (4, 18)
 """Of Debian 10 and RHEL 8; nothing older has been tried."""
 MIN_MEMORY_MB = 4000
+MIN_ENGINE = 20
+MIN_COMPOSE = 2
 TRIAL_CPUS = 0.5
 TRIAL_MEMORY_MB = 100
 
@@ -44,6 +48,7 @@ def examine() -> list[Finding]:
         _congestion_controls(),
         _groups(),
         _machine(os.cpu_count() or 1, _memory_mb()),
+        *_containers(Path("/dev/nvidiactl").exists()),
     ]
 
 
@@ -104,6 +109,43 @@ def _machine(cores: int, memory_mb: int) -> Finding:
     return Finding("machine", memory_mb >= MIN_MEMORY_MB, detail, "devices share this; give each less memory_mb")
 
 
+def _containers(has_gpu: bool) -> Iterator[Finding]:
+    """Examine what only `--runtime docker` and docker compose need; without an engine, that is all there is to say."""
+    try:
+        engine = inspect_engine()
+    except UnsupportedError as error:
+        seen, _, way_out = str(error).partition("; ")
+        yield Finding("docker engine", False, seen, way_out)
+        return
+    detail = f"version {engine.version}, control groups version {engine.cgroup_version}"
+    yield Finding(
+        "docker engine", _major(engine.version) >= MIN_ENGINE, detail, f"use Docker Engine {MIN_ENGINE} or later"
+    )
+    yield _compose(_output("docker", "compose", "version", "--short"))
+    name = image_name("cpu")
+    built = name in engine.images
+    yield Finding("device image", built, name if built else f"the engine has no {name}", "images/build makes it")
+    if has_gpu:
+        detail = "NVIDIA's container toolkit is there" if engine.has_gpus else "a GPU, but no way into containers"
+        todo = "install nvidia-container-toolkit, nvidia-ctk runtime configure, restart the engine"
+        yield Finding("gpu in containers", engine.has_gpus, detail, todo)
+
+
+def _compose(plugin: str) -> Finding:
+    if _major(plugin) >= MIN_COMPOSE:
+        return Finding("docker compose", True, f"version {plugin}")
+    old = _output("docker-compose", "version", "--short")
+    seen = f"only version {plugin or old}" if plugin or old else "no such plugin"
+    todo = "install docker-compose-plugin (Debian 13: docker-compose); only docker compose up needs it"
+    return Finding("docker compose", False, seen, todo)
+
+
+def _major(version: str) -> int:
+    """Return the first number of a version such as v2.26.1-4; 0 if there is none."""
+    number = version.lstrip("v").partition(".")[0]
+    return int(number) if number.isdigit() else 0
+
+
 def _memory_mb() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6
 
@@ -112,3 +154,11 @@ def _succeeds(*command: str) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return subprocess.run(command, capture_output=True).returncode == 0
     return False
+
+
+def _output(*command: str) -> str:
+    """Return what a program prints, or "" if it fails or is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+    return ""

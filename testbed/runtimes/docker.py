@@ -14,6 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import docker
@@ -36,7 +37,7 @@ from testbed.runtimes.state import ProcessId, RunState
 from testbed.runtimes.surroundings import Surroundings, cache_folder
 from testbed.scenario import DeviceSpec
 
-__all__ = ["DockerRuntime"]
+__all__ = ["DockerRuntime", "Engine", "inspect_engine"]
 
 RUN_LABEL = "astra-testbed.run"
 DEVICE_LABEL = "astra-testbed.device"
@@ -45,6 +46,36 @@ POLL_PERIOD_S = 0.5
 LOG_LINES = 50
 REMOVE_ATTEMPTS = 50
 REMOVE_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What `testbed doctor` wants to know of the engine."""
+
+    version: str
+    cgroup_version: str
+    has_gpus: bool
+    """Whether NVIDIA's container toolkit has given it a runtime."""
+    images: tuple[str, ...]
+
+
+def inspect_engine() -> Engine:
+    """Ask the engine about itself. Raises UnsupportedError if it does not answer."""
+    with contextlib.closing(_connect()) as client:
+        facts = client.info()
+        tags = [tag for image in client.api.images() for tag in image["RepoTags"] or ()]
+    version, cgroup_version = str(facts["ServerVersion"]), str(facts.get("CgroupVersion", "1"))
+    return Engine(version, cgroup_version, "nvidia" in facts.get("Runtimes", {}), tuple(tags))
+
+
+def _connect() -> docker.DockerClient:
+    try:
+        return docker.from_env()  # asks for the version, so an engine that does not answer is noticed here
+    except DockerException as error:
+        permitted = "Permission denied" not in str(error)
+        todo = "install Docker Engine 20.10 or newer and start it" if permitted else "join the group docker, or be root"
+        message = f"docker: the engine must answer, got {error}; {todo} (or use --runtime netns, which needs none)"
+        raise UnsupportedError(message) from error
 
 
 class DockerRuntime:
@@ -206,14 +237,7 @@ class DockerRuntime:
     @property
     def _engine(self) -> docker.DockerClient:
         if self._engine_client is None:
-            try:
-                self._engine_client = docker.from_env()
-                self._engine_client.ping()
-            except DockerException as error:
-                raise UnsupportedError(
-                    f"docker: the engine must answer, got {error}; start it, or join the group docker; "
-                    "testbed doctor says more, and --runtime netns needs no engine"
-                ) from error
+            self._engine_client = _connect()
         return self._engine_client
 
     def _labels(self) -> dict[str, str]:
