@@ -59,9 +59,21 @@ class Collectives:
     def start_all_gather(self, tag: Tag, payload: Payload, peers: Collection[int] | None = None) -> PendingGather:
         """Send the payload to every peer (or to those named, who must name this rank too) and do not wait."""
         chosen = self.peers if peers is None else tuple(peers)
-        for peer in self._in_turn(chosen):
+        return self.start_exchange(tag, payload, to=chosen, of=chosen)
+
+    def start_exchange(self, tag: Tag, payload: Payload, *, to: Collection[int], of: Collection[int]) -> PendingGather:
+        """Send the payload to the peers `to` and expect those of the peers `of`; do not wait."""
+        for peer in self._in_turn(to):
             self.transport.send(peer, tag, payload)
-        return PendingGather(self.transport, tag, chosen, self.timeout_s)
+        return PendingGather(self.transport, tag, of, self.timeout_s)
+
+    def lookers(self, causal: bool) -> tuple[int, ...]:
+        """Return the peers that attend to this rank's tokens: all, or the later ones in a causal model."""
+        return tuple(peer for peer in self.peers if peer > self.rank or not causal)
+
+    def looked_at(self, causal: bool) -> tuple[int, ...]:
+        """Return the peers whose tokens this rank attends to: all, or the earlier ones in a causal model."""
+        return tuple(peer for peer in self.peers if peer < self.rank or not causal)
 
     def all_gather(self, tag: Tag, payload: Payload) -> dict[int, memoryview]:
         """Give every peer's payload; this rank's own is not among them."""

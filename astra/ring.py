@@ -25,7 +25,7 @@ from astra.traffic import PlannedMessage
 from astra.transport import Tag
 from astra.wire import Wire, decode, encode, encoded_size
 
-__all__ = ["Ring", "even_tiles", "plan_all_gather", "plan_reduce_scatter"]
+__all__ = ["Ring", "add_bias", "even_tiles", "plan_all_gather", "plan_reduce_scatter"]
 
 
 class Ring:
@@ -86,11 +86,13 @@ class Ring:
         own_BTD = self.reduce_scatter(tag, lambda rank: part_BTD[:, tiles[rank].start : tiles[rank].stop])
         sum_BTD = torch.empty_like(part_BTD)
         for rank, tile_BTD in self.all_gather(tag, own_BTD, [len(tile) for tile in tiles]):
-            sum_BTD[:, tiles[rank].start : tiles[rank].stop] = tile_BTD
+            with self._timeline.span("rest", tag.layer):
+                sum_BTD[:, tiles[rank].start : tiles[rank].stop] = tile_BTD
         if self._wire != "fp32" and own_BTD.shape[1]:  # what the others see of the own tile, so that no copy drifts
             own = tiles[self._rank]
-            seen_RD = decode(encode(own_BTD.flatten(0, 1), self._wire), self._wire, batch * len(own), width)
-            sum_BTD[:, own.start : own.stop] = seen_RD.view(own_BTD.shape)
+            with self._timeline.span("encode", tag.layer):
+                seen_RD = decode(encode(own_BTD.flatten(0, 1), self._wire), self._wire, batch * len(own), width)
+                sum_BTD[:, own.start : own.stop] = seen_RD.view(own_BTD.shape)
         return sum_BTD
 
     def _send(self, tag: Tag, tile_BTD: Tensor) -> None:
@@ -104,6 +106,11 @@ class Ring:
     def _receive(self, tag: Tag) -> memoryview:
         with self._timeline.span("wait", tag.layer):
             return self._collectives.transport.receive(self._previous, tag, self._collectives.timeout_s)
+
+
+def add_bias(sum_BTD: Tensor, bias_D: Tensor | None) -> Tensor:
+    """Add to a sum what every rank left out of its part, once."""
+    return sum_BTD if bias_D is None else sum_BTD + bias_D
 
 
 def even_tiles(num_tokens: int, world_size: int) -> list[range]:

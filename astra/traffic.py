@@ -26,12 +26,15 @@ def bytes_of(messages: Iterable[PlannedMessage]) -> int:
     return sum(message.payload_bytes * message.count for message in messages)
 
 
-def all_to_all(payload_bytes: list[int], count: int) -> list[PlannedMessage]:
-    """Plan `count` rounds in which every rank r sends `payload_bytes[r]` bytes to each other rank."""
+def all_to_all(payload_bytes: list[int], count: int, *, causal: bool = False) -> list[PlannedMessage]:
+    """Plan `count` rounds in which every rank r sends `payload_bytes[r]` bytes to each other rank.
+
+    In a causal model only later ranks look at a rank's tokens, so only they are sent to.
+    """
     ranks = range(len(payload_bytes))
     return [
         PlannedMessage(source, destination, payload_bytes[source], count)
         for source in ranks
         for destination in ranks
-        if source != destination
+        if (source < destination if causal else source != destination)
     ]

@@ -14,16 +14,24 @@ from collections.abc import Mapping, Sequence
 from astra.config import StrategyConfig
 from astra.models import ModelShape
 from astra.strategies.astra import AstraStrategy
+from astra.strategies.galaxy import GalaxyStrategy
+from astra.strategies.pipeline import PipelineStrategy
+from astra.strategies.prism import PrismStrategy
 from astra.strategies.protocol import RankContext, Request, Strategy
 from astra.strategies.sequence import SequenceStrategy
 from astra.strategies.single import SingleStrategy
+from astra.strategies.tensor import TensorStrategy
 from astra.traffic import PlannedMessage, bytes_of
 
 __all__ = ["STRATEGIES", "RankContext", "Request", "Strategy", "predict_bytes", "predict_messages"]
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "single": SingleStrategy,
+    "tensor": TensorStrategy,
     "sequence": SequenceStrategy,
+    "pipeline": PipelineStrategy,
+    "galaxy": GalaxyStrategy,
+    "prism": PrismStrategy,
     "astra": AstraStrategy,
 }
 

@@ -1,0 +1,141 @@
+"""Galaxy: heads and hidden units are split like tensor parallelism, norms and residuals over the tokens.
+
+    rank r, layer l:   x of own tokens ──norm──► u ═ all-gather ═► tile of each rank ──own heads──► q, k, v
+                       attend, own heads, all tokens ──► part of each tile ═ reduce-scatter ═► own tokens
+                       bias, residual, norm, own tokens ──► h ═ all-gather ═► tile ──own hidden units──► part
+                       ═ reduce-scatter ═► own tokens ──bias, residual──► x
+
+Source: Galaxy (Ye et al., INFOCOM 2024, arXiv 2405.17245): hybrid model parallelism and tile-based overlap. ═ is a ring
+in which a tile is multiplied while the next one travels. In the paper all tiles pass the MLP's first product before the
+second begins; rows of an MLP do not depend on one another, so here a tile that arrives goes through both and on
+into the reduction. Answers equal `single` with `wire: fp32`. The class token belongs to rank 0, in front of its slice.
+
+Heads, hidden units and tokens are all dealt by the same weights; the paper splits the tokens evenly.
+
+Traffic of one layer: 2 all-gathers and 2 reduce-scatters of T·D, in each of which a rank sends about (N - 1)/N of that
+to its successor; after the last layer of a causal model, one row of D from the last rank to rank 0.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from astra.attention import attend, positions_of
+from astra.models import BlockShard, ModelShape
+from astra.partition import split
+from astra.ring import Ring, add_bias, plan_all_gather, plan_reduce_scatter
+from astra.slices import answer_rank, bring_answer, embed_slice, plan_answer, rows_per_rank
+from astra.strategies.protocol import RankContext, Request
+from astra.strategy_config import GalaxyConfig
+from astra.traffic import PlannedMessage
+from astra.transport import Tag
+
+__all__ = ["GalaxyStrategy"]
+
+PASSES_PER_LAYER = 2
+"""Of each kind: around the attention and around the MLP."""
+
+
+class GalaxyStrategy:
+    """Every rank owns some tokens, some heads and some hidden units."""
+
+    def __init__(self, context: RankContext, config: GalaxyConfig):
+        self._model = context.model
+        self._collectives = context.collectives
+        self._timeline = context.timeline
+        self._rank = context.collectives.rank
+        self._ring = Ring(context.collectives, context.timeline, config.wire)
+        self._ranges = context.ranges
+        shape = context.model.shape
+        self._tile_rows = rows_per_rank(shape, context.ranges)
+        heads = split(shape.num_heads, context.weights)[self._rank]
+        hidden = split(shape.mlp_width, context.weights)[self._rank]
+        self._shards = [block.shard(heads, hidden) for block in context.model.blocks]
+        self._positions = [positions_of([tokens]) for tokens in context.ranges]
+
+    @torch.inference_mode()
+    def forward(self, request: Request) -> Tensor | None:
+        """Run all layers; rank 0 reads off the answer."""
+        model, span = self._model, self._timeline.span
+        with span("embed"):
+            own = self._ranges[self._rank]
+            x_BTD = embed_slice(model, request.inputs, own, request.first_row, self._rank)
+        for layer, (block, shard) in enumerate(zip(model.blocks, self._shards, strict=True)):
+            with span("rest", layer):
+                u_BTD = block.attention_input(x_BTD)
+            out_BTD = self._attend(Tag(request.index, layer, "attention"), shard, u_BTD)
+            with span("rest", layer):
+                a_BTD = block.after_attention(x_BTD, add_bias(out_BTD, block.output_bias))
+                h_BTD = block.mlp_input(a_BTD)
+            m_BTD = self._run_mlp(Tag(request.index, layer, "mlp"), shard, h_BTD)
+            with span("rest", layer):
+                x_BTD = block.after_mlp(a_BTD, add_bias(m_BTD, block.mlp_bias))
+        return self._answer(request, x_BTD)
+
+    @staticmethod
+    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
+        """Split the content tokens by weight.
+
+        Raises:
+            ValueError: There are fewer heads or tokens than ranks.
+        """
+        if len(weights) > shape.num_heads:
+            raise ValueError(
+                f"world size must be at most the model's {shape.num_heads} heads, got {len(weights)}; use fewer devices"
+            )
+        return split(shape.num_content_tokens, weights)
+
+    @staticmethod
+    def plan(shape: ModelShape, config: GalaxyConfig, ranges: Sequence[range]) -> list[PlannedMessage]:
+        """Gather and scatter x twice a layer; then the answer's row."""
+        rows, count = rows_per_rank(shape, ranges), PASSES_PER_LAYER * shape.num_layers
+        return [
+            *plan_all_gather(rows, shape.width, config.wire, count),
+            *plan_reduce_scatter(rows, shape.width, config.wire, count),
+            *plan_answer(shape, answer_rank(shape, len(ranges))),
+        ]
+
+    def _attend(self, tag: Tag, shard: BlockShard, u_BTD: Tensor) -> Tensor:
+        """Return the attention's output for own tokens, summed over all heads, from u of own tokens."""
+        span = self._timeline.span
+        projected: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        for owner, tile_BTD in self._ring.all_gather(tag, u_BTD, self._tile_rows):
+            with span("rest", tag.layer):  # while the next tile is in flight
+                positions = self._positions[owner]
+                projected[owner] = shard.query(tile_BTD, positions), *shard.key_value(tile_BTD, positions)
+        with span("attention", tag.layer):
+            in_order = [projected[rank] for rank in range(len(projected))]
+            q_BHTd, k_BHTd, v_BHTd = (torch.cat(tiles, dim=2) for tiles in zip(*in_order, strict=True))
+            context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=self._model.shape.causal)
+            tiles = torch.split(context_BTD, self._tile_rows, dim=1)
+
+        def part_of(rank: int) -> Tensor:
+            with span("rest", tag.layer):
+                return shard.output(tiles[rank])
+
+        return self._ring.reduce_scatter(tag, part_of)
+
+    def _run_mlp(self, tag: Tag, shard: BlockShard, h_BTD: Tensor) -> Tensor:
+        """Return the MLP's output for own tokens, summed over all hidden units, from its input for own tokens."""
+        arriving = self._ring.all_gather(tag, h_BTD, self._tile_rows)
+        next(arriving)  # the own tile: it leaves, and is computed last
+
+        def part_of(rank: int) -> Tensor:
+            tile_BTD = h_BTD if rank == self._rank else next(arriving)[1]
+            with self._timeline.span("rest", tag.layer):
+                return shard.mlp(tile_BTD)
+
+        return self._ring.reduce_scatter(tag._replace(phase="mlp sum"), part_of)
+
+    def _answer(self, request: Request, x_BTD: Tensor) -> Tensor | None:
+        """Bring the answer's row to rank 0 and read it."""
+        shape, rank = self._model.shape, self._rank
+        with self._timeline.span("wait" if rank == 0 else "send"):
+            tag = Tag(request.index, shape.num_layers, "answer")
+            owner = answer_rank(shape, len(self._ranges))
+            row_BD = bring_answer(self._collectives, tag, x_BTD[:, shape.answer_token], owner)
+        if row_BD is None:
+            return None
+        with self._timeline.span("head"):
+            return self._model.head(row_BD)

@@ -1,0 +1,104 @@
+"""Tensor parallelism: each rank holds some heads and some hidden units, and all ranks add up their parts.
+
+    rank r, layer l:   x ──norm──► u ──own heads──► q, k, v ──attend──► context ──own columns──► part ─┐
+                       a ◄── norm, residual, bias ◄──────────────────────────────── all-reduce ◄───────┘
+                       a ──norm──► own hidden units ──► part ── all-reduce ──► bias, residual ──► x
+
+Source: Megatron-LM (Shoeybi et al., arXiv 1909.08053), section 3; the all-reduce is a ring. Every rank has all tokens,
+so every rank needs the whole input, and x is the same on all of them. Answers equal `single` with `wire: fp32`; with
+narrower wires every hop of a sum rounds once more, which costs more accuracy than in the other strategies.
+
+Equal weights give every rank the same number of heads, so the world size must divide them; unequal weights deal whole
+heads and hidden units in proportion.
+
+Traffic of one layer: 2 all-reduces of T·D, in each of which a rank sends 2·(N - 1)/N of that to its successor.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from astra.attention import attend
+from astra.models import ModelShape
+from astra.partition import split
+from astra.ring import Ring, add_bias, even_tiles, plan_all_gather, plan_reduce_scatter
+from astra.strategies.protocol import RankContext, Request
+from astra.strategy_config import TensorConfig
+from astra.traffic import PlannedMessage
+from astra.transport import Tag
+
+__all__ = ["TensorStrategy"]
+
+ALL_REDUCES_PER_LAYER = 2
+
+
+class TensorStrategy:
+    """Every rank runs every layer on all tokens, with its share of the weights."""
+
+    def __init__(self, context: RankContext, config: TensorConfig):
+        self._model = context.model
+        self._rank = context.collectives.rank
+        self._timeline = context.timeline
+        self._ring = Ring(context.collectives, context.timeline, config.wire)
+        shape = context.model.shape
+        heads = split(shape.num_heads, context.weights)[self._rank]
+        hidden = split(shape.mlp_width, context.weights)[self._rank]
+        self._shards = [block.shard(heads, hidden) for block in context.model.blocks]
+
+    @torch.inference_mode()
+    def forward(self, request: Request) -> Tensor | None:
+        """Run all layers on all tokens; rank 0 reads the answer off its copy of x."""
+        model, ring, span = self._model, self._ring, self._timeline.span
+        with span("embed"):
+            x_BTD = model.embed(request.inputs)
+        for layer, (block, shard) in enumerate(zip(model.blocks, self._shards, strict=True)):
+            with span("rest", layer):
+                u_BTD = block.attention_input(x_BTD)
+                q_BHTd, (k_BHTd, v_BHTd) = shard.query(u_BTD), shard.key_value(u_BTD)
+            with span("attention", layer):
+                context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
+            with span("rest", layer):
+                part_BTD = shard.output(context_BTD)
+            out_BTD = ring.all_reduce(Tag(request.index, layer, "attention"), part_BTD)
+            with span("rest", layer):
+                a_BTD = block.after_attention(x_BTD, add_bias(out_BTD, block.output_bias))
+                part_BTD = shard.mlp(block.mlp_input(a_BTD))
+            m_BTD = ring.all_reduce(Tag(request.index, layer, "mlp"), part_BTD)
+            with span("rest", layer):
+                x_BTD = block.after_mlp(a_BTD, add_bias(m_BTD, block.mlp_bias))
+        if self._rank != 0:
+            return None
+        with span("head"):
+            return model.head(x_BTD[:, model.shape.answer_token])
+
+    @staticmethod
+    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
+        """Give every rank all tokens, if the heads can be dealt.
+
+        Raises:
+            ValueError: The weights are equal and the world size does not divide the heads, or there are too few heads.
+        """
+        world_size, heads = len(weights), shape.num_heads
+        valid = [size for size in range(1, heads + 1) if heads % size == 0]
+        if len(set(weights)) == 1 and world_size not in valid:
+            raise ValueError(
+                f"world size must divide the model's {heads} heads, got {world_size}; use "
+                f"{', '.join(map(str, valid))} devices, or give `partition` unequal weights"
+            )
+        if world_size > heads:
+            raise ValueError(
+                f"world size must be at most the model's {heads} heads, got {world_size}; use fewer devices"
+            )
+        return (range(shape.num_content_tokens),) * world_size
+
+    @staticmethod
+    def plan(shape: ModelShape, config: TensorConfig, ranges: Sequence[range]) -> list[PlannedMessage]:
+        """Reduce and gather the whole of x twice a layer."""
+        tiles = [len(tile) for tile in even_tiles(shape.num_tokens, len(ranges))]
+        count = ALL_REDUCES_PER_LAYER * shape.num_layers
+        if len(ranges) == 1:
+            return []
+        return plan_reduce_scatter(tiles, shape.width, config.wire, count) + plan_all_gather(
+            tiles, shape.width, config.wire, count
+        )

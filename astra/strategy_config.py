@@ -1,0 +1,99 @@
+"""How each strategy is set up: one frozen and strict pydantic model each, told apart by `name`. Pure, free of torch."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from astra import faults
+
+__all__ = ["BlockConfig", "GalaxyConfig", "PipelineConfig", "PrismConfig", "Section", "TensorConfig", "WireName"]
+
+WireName = Literal["fp32", "fp16", "int8", "int4"]
+
+
+class Section(BaseModel):
+    """A part of a config: unknown keys and wrong types are faults."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class TensorConfig(Section):
+    """Each rank holds some heads and hidden units of every layer; two ring all-reduces a layer."""
+
+    name: Literal["tensor"] = "tensor"
+    wire: WireName = "fp32"
+
+    @property
+    def settings(self) -> str:
+        """What tells two entries of this strategy apart in a table."""
+        return f"wire={self.wire}"
+
+
+class GalaxyConfig(Section):
+    """Heads and hidden units split as in `tensor`, norms over tokens; gathers and scatters overlap with compute."""
+
+    name: Literal["galaxy"] = "galaxy"
+    wire: WireName = "fp32"
+
+    @property
+    def settings(self) -> str:
+        """What tells two entries of this strategy apart in a table."""
+        return f"wire={self.wire}"
+
+
+class PipelineConfig(Section):
+    """Each rank runs consecutive layers and hands its result to the next."""
+
+    name: Literal["pipeline"] = "pipeline"
+    wire: WireName = "fp32"
+    in_flight: int = Field(default=4, ge=1)
+    """Requests that are under way at once while throughput is measured; latency is measured with one."""
+
+    @property
+    def settings(self) -> str:
+        """What tells two entries of this strategy apart in a table."""
+        return f"wire={self.wire}"
+
+
+class BlockConfig(Section):
+    """Layers cut into sub-blocks that run without exchange, but for a few whole layers in between."""
+
+    name: Literal["block"] = "block"
+    num_blocks: int = Field(default=4, ge=1)
+    """Sub-blocks of every decoupled layer; they are dealt to the ranks."""
+    num_coupled: int = Field(default=1, ge=1)
+    """Layers that stay whole."""
+    exchange: Literal["all_gather", "sequence"] = "all_gather"
+    """At a whole layer, every rank runs all of it, or the part that its tokens need."""
+    wire: WireName = "fp32"
+
+    @property
+    def settings(self) -> str:
+        """What tells two entries of this strategy apart in a table."""
+        exchange = "AG" if self.exchange == "all_gather" else "SP"
+        return f"{exchange} coupled={self.num_coupled} blocks={self.num_blocks} wire={self.wire}"
+
+
+class PrismConfig(Section):
+    """Each rank keeps its slice of tokens and sends the means of segments of it."""
+
+    name: Literal["prism"] = "prism"
+    num_segments: int | None = Field(default=None, ge=1)
+    """Means that each rank sends in every layer."""
+    compression_ratio: float | None = Field(default=None, ge=1)
+    """Tokens of a slice for each mean; give this or `num_segments`."""
+    wire: WireName = "fp32"
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> Self:
+        if (self.num_segments is None) == (self.compression_ratio is None):
+            raise faults.rule_error(
+                "given either num_segments or compression_ratio", "the first counts means per device and layer"
+            )
+        return self
+
+    @property
+    def settings(self) -> str:
+        """What tells two entries of this strategy apart in a table."""
+        size = f"Ls={self.num_segments}" if self.num_segments is not None else f"CR={self.compression_ratio:g}"
+        return f"{size} wire={self.wire}"

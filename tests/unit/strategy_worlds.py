@@ -1,0 +1,91 @@
+"""Ranks as threads that answer one request with a strategy, and tiny models whose every weight counts."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from astra.collectives import Collectives
+from astra.config import ModelConfig
+from astra.models import ModelAdapter
+from astra.models.vit import load_vit
+from astra.strategies import STRATEGIES, RankContext, Request, Strategy, predict_bytes, predict_messages
+from astra.timeline import Timeline
+from astra.transport import Traffic
+from astra.transport.inproc import connect
+
+EXACT = 1e-4  # relative; the same fp32 operations, summed in another order over four layers
+TIMEOUT_S = 30.0
+IMAGE_SIZE = 80  # 25 tokens: no world size from 2 to 4 divides them
+SPLITS = [[1.0], [1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], [3.0, 1.0], [1.0, 5.0, 2.0], [1.0, 9.0, 0.1, 3.0]]
+"""Even and uneven shares for world sizes 1 to 4."""
+
+
+@dataclass
+class World:
+    """What the ranks of one request left behind."""
+
+    logits: Tensor
+    traffic: list[Traffic]
+    timelines: list[Timeline]
+
+
+def lively_vit() -> ModelAdapter:
+    """Return a model whose attention is uneven and whose biases and norms count."""
+    adapter = load_vit(ModelConfig(size="tiny", image_size=IMAGE_SIZE, num_labels=10))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in adapter.huggingface.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
+    return adapter
+
+
+def inputs_for(model: ModelAdapter, batch: int = 1) -> Tensor:
+    """Return inputs that are the same in every call."""
+    return torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(4))
+
+
+def band_of(model: ModelAdapter, inputs: Tensor, tokens: range) -> tuple[Tensor, int]:
+    """Return the rows of the inputs that `tokens` need, and the first of them."""
+    rows = model.input_rows(tokens)
+    return inputs[:, :, rows.start : rows.stop] if inputs.dim() == 4 else inputs[:, rows.start : rows.stop], rows.start
+
+
+def serve(model: ModelAdapter, config: Any, weights: Sequence[float], inputs: Tensor) -> World:
+    """Answer one request with one thread per rank, each given only the input rows that it needs."""
+    strategy: type[Strategy] = STRATEGIES[config.name]
+    ranges = strategy.partition(model.shape, weights)
+    transports = connect(len(weights))
+
+    def one_rank(rank: int) -> tuple[Tensor | None, Timeline]:
+        collectives = Collectives(transports[rank], TIMEOUT_S)
+        context = RankContext(model, collectives, ranges, tuple(weights), Timeline(rank))
+        return strategy(context, config).forward(Request(0, *band_of(model, inputs, ranges[rank]))), context.timeline
+
+    with ThreadPoolExecutor(len(weights)) as pool:
+        answers = list(pool.map(one_rank, range(len(weights))))
+    traffic = [transport.traffic for transport in transports]
+    for transport in transports:
+        transport.close()
+    logits, *others = [logits for logits, _ in answers]
+    assert logits is not None
+    assert others == [None] * (len(weights) - 1)
+    return World(logits, traffic, [timeline for _, timeline in answers])
+
+
+def relative_error(logits: Tensor, expected: Tensor) -> float:
+    return float((logits - expected).abs().max() / expected.abs().max())
+
+
+def check_predicted(model: ModelAdapter, config: Any, weights: Sequence[float], traffic: Sequence[Traffic]) -> None:
+    """Hold the plan of one request of batch 1 to what each rank's transport counted, exactly."""
+    planned = predict_messages(model.shape, config, len(weights), weights)
+    for rank, counted in enumerate(traffic):
+        own = [message for message in planned if message.source == rank]
+        assert counted.messages_sent == sum(message.count for message in own)
+        assert counted.payload_bytes_sent == sum(message.count * message.payload_bytes for message in own)
+    total = sum(counted.payload_bytes_sent for counted in traffic)
+    assert predict_bytes(model.shape, config, len(weights), weights) == total
