@@ -4,21 +4,20 @@ Holds what one field can say about itself; `config_file` reads files and checks 
 Pure, and free of torch, so that checking a config takes a fraction of a second.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from astra import faults
 from astra.errors import ConfigError
+from astra.presets import PRESETS, Family, Preset, Size
 
 __all__ = [
-    "PRESETS",
     "AstraConfig",
     "BenchConfig",
     "InputConfig",
     "ModelConfig",
-    "Preset",
     "SequenceConfig",
     "SingleConfig",
     "StrategyConfig",
@@ -26,27 +25,9 @@ __all__ = [
 ]
 
 WireName = Literal["fp32", "fp16", "int8", "int4"]
+DEFAULT_NUM_LABELS = {"vit": 1000, "bert": 2}
 DEFAULT_NUM_CODEWORDS = 1024
 MAX_NUM_CODEWORDS = 65536
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The sizes that fix a ViT's architecture; its MLP is four times as wide as the model."""
-
-    patch_size: int
-    """Pixels per side of the square patch that becomes one token."""
-    width: int
-    num_heads: int
-    num_layers: int
-
-
-PRESETS: dict[str, Preset] = {
-    "tiny": Preset(patch_size=16, width=64, num_heads=4, num_layers=4),
-    "small": Preset(patch_size=16, width=384, num_heads=6, num_layers=12),
-    "base": Preset(patch_size=16, width=768, num_heads=12, num_layers=12),
-}
-"""`tiny` is for tests; `small` and `base` have the shapes of ViT-S/16 and ViT-B/16."""
 
 
 class _Section(BaseModel):
@@ -54,33 +35,62 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """Which model: a preset with seeded weights, or a local checkpoint folder of that preset's shape."""
+    """Which model: a preset with seeded weights, or a checkpoint of that preset's shape."""
 
-    family: Literal["vit"] = "vit"
-    size: Literal["tiny", "small", "base"]
-    image_size: int = Field(ge=1)
-    """Pixels per side of the square input image."""
+    family: Family = "vit"
+    size: Size
+    image_size: int | None = Field(default=None, ge=1)
+    """Pixels per side of the square input image; ViT needs it, the others have none."""
+    num_tokens: int | None = Field(default=None, ge=1)
+    """Content tokens of one text, without BERT's class token; BERT, GPT-2 and Llama need it, ViT has none."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Draws the weights (without a checkpoint), the crops of the sample photographs and the k-means start."""
-    num_labels: int = Field(default=1000, ge=1)
+    num_labels: int | None = Field(default=None, ge=1)
+    """Classes of a classifier; None for 1,000 (ViT) or 2 (BERT). Language models have none."""
     checkpoint: str | None = Field(default=None, min_length=1)
-    """Folder with `config.json` and `model.safetensors` as Hugging Face saves them."""
+    """Folder with `config.json` and `model.safetensors` as Hugging Face saves them, or `organisation/name` of a hub."""
 
     @property
     def preset(self) -> Preset:
         """The architecture's sizes."""
-        return PRESETS[self.size]
+        return PRESETS[self.family][self.size]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether inputs are token ids."""
+        return self.family != "vit"
+
+    @property
+    def num_content_tokens(self) -> int:
+        """Tokens of one input that are split over the ranks."""
+        if self.num_tokens is not None:
+            return self.num_tokens
+        return int((self.side // self.preset.patch_size) ** 2)
+
+    @property
+    def side(self) -> int:
+        """`image_size` of a model that has one."""
+        assert self.image_size is not None, "only for ViT, whose image_size `model_faults` asks for"
+        return self.image_size
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of a classifier."""
+        return self.num_labels or DEFAULT_NUM_LABELS[self.family]
 
 
 class InputConfig(_Section):
-    """Which images, and where they are when a request begins."""
+    """Which images or texts, and where they are when a request begins."""
 
     images: str = Field(default="sample", min_length=1)
-    """`sample`: the photographs that scikit-learn ships; anything else is a folder of images."""
+    """For ViT. `sample`: the photographs that scikit-learn ships; anything else is a folder of images."""
+    text: str = Field(default="sample", min_length=1)
+    """For the others. `sample`: documentation of Python's standard library; anything else is a text file or a folder
+    of them."""
     placement: Literal["replicated", "terminal"] = "replicated"
-    """`replicated`: every rank holds the image; `terminal`: rank 0 sends peers their part, which is timed."""
+    """`replicated`: every rank holds the input; `terminal`: rank 0 sends peers their part, which is timed."""
     encoding: Literal["raw", "png"] = "raw"
-    """How `terminal` sends pixels: 3 bytes a pixel, or PNG (lossless)."""
+    """How `terminal` sends pixels: 3 bytes a pixel, or PNG (lossless). Token ids are sent in as few bits as fit."""
 
 
 class SingleConfig(_Section):
@@ -121,14 +131,21 @@ class AstraConfig(_Section):
 
     name: Literal["astra"] = "astra"
     num_groups: int = Field(default=1, ge=1)
-    """Sub-vectors per token, each with a codebook of its own; divides the model's width."""
+    """Sub-vectors per token, each with a codebook of its own; divides the width of what is quantised."""
     num_codewords: Annotated[int, BeforeValidator(_power_of_two)] = DEFAULT_NUM_CODEWORDS
+    site: Literal["input", "kv"] = "input"
+    """What is quantised: the attention input, or keys (before positions) and values side by side."""
+
+    def quantised_width(self, width: int, kv_width: int) -> int:
+        """Return how many numbers of a token are quantised, from the model's width and that of its keys."""
+        return width if self.site == "input" else 2 * kv_width
 
     @property
     def settings(self) -> str:
         """What tells two entries of this strategy apart in a table."""
         codewords = "" if self.num_codewords == DEFAULT_NUM_CODEWORDS else f" K={self.num_codewords}"
-        return f"G={self.num_groups}{codewords}"
+        site = "" if self.site == "input" else f" site={self.site}"
+        return f"G={self.num_groups}{codewords}{site}"
 
 
 def _named(value: Any) -> Any:
@@ -141,13 +158,13 @@ StrategyConfig = Annotated[
 """One entry of `strategies`; a bare name stands for that strategy with its defaults."""
 
 
-def _even_or_weights(value: Any) -> Any:
-    if value == "even":
+def _named_or_weights(value: Any) -> Any:
+    if value in ("even", "cpus"):
         return value
     weights = list(value) if isinstance(value, (list, tuple)) else []
     if not weights or not all(_is_weight(weight) for weight in weights):
         raise faults.rule_error(
-            "'even' or a list of numbers greater than 0, one per device",
+            "'even', 'cpus' or a list of numbers greater than 0, one per device",
             "a device with weight 2 gets twice the tokens of one with weight 1",
         )
     return tuple(float(weight) for weight in weights)
@@ -167,19 +184,27 @@ class BenchConfig(_Section):
     """Measured requests per strategy."""
     warmup: int = Field(default=2, ge=0)
     """Requests per strategy that are served first and not counted."""
-    partition: Annotated[Literal["even"] | tuple[float, ...], BeforeValidator(_even_or_weights)] = "even"
-    """How tokens are dealt to the ranks."""
+    partition: Annotated[Literal["even", "cpus"] | tuple[float, ...], BeforeValidator(_named_or_weights)] = "even"
+    """How work is dealt to the ranks: alike, by the CPU share of each device, or by these weights."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for any one message, and for every rank to show up."""
 
-    def weights(self, world_size: int) -> tuple[float, ...]:
-        """Return the share of each of `world_size` ranks; ConfigError if the list has another length."""
+    def weights(self, world_size: int, cpus: Sequence[float] | None = None) -> tuple[float, ...]:
+        """Return the share of each of `world_size` ranks.
+
+        `cpus` are the CPU shares of all ranks, for `partition: cpus`; where they are not known yet, all count alike.
+
+        Raises:
+            ConfigError: The list of weights has another length.
+        """
+        if self.partition == "cpus":
+            return (1.0,) * world_size if cpus is None else tuple(cpus)
         if self.partition == "even":
             return (1.0,) * world_size
         if len(self.partition) != world_size:
             raise ConfigError(
                 [
-                    f"config: partition must be 'even' or a list of {world_size} weights, one per device, "
+                    f"config: partition must be 'even', 'cpus' or a list of {world_size} weights, one per device, "
                     f"got {list(self.partition)!r}; make its length the number of devices"
                 ]
             )

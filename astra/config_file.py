@@ -23,12 +23,24 @@ from astra.config import (
     StrategyConfig,
 )
 from astra.errors import ConfigError
+from astra.model_faults import model_faults
+from astra.presets import sizes_of
 
-__all__ = ["IMAGE_SUFFIXES", "folder_faults", "image_files", "load_config", "parse_config"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "TEXT_SUFFIXES",
+    "folder_faults",
+    "image_files",
+    "load_config",
+    "parse_config",
+    "text_faults",
+    "text_files",
+]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-MIN_IMAGE_FILES = 2
-"""One to calibrate on and another to ask about."""
+TEXT_SUFFIXES = (".md", ".rst", ".txt")
+MIN_FILES = 2
+"""In a folder of inputs: one to calibrate on and another to ask about."""
 
 _SECTIONS: dict[str | int, type[BaseModel]] = {
     "model": ModelConfig,
@@ -103,9 +115,11 @@ def _cross_faults(where: str, raw: dict[str, Any]) -> list[str]:
     model, images = _valid(_MODEL, raw.get("model")), _valid(_INPUT, raw.get("input", {}))
     found = _strategy_faults(where, strategies)
     if model is not None:
-        found += _model_faults(where, model) + _width_faults(where, model, strategies)
+        found += model_faults(where, model)
+        if model.size in sizes_of(model.family):
+            found += _width_faults(where, model, strategies)
     if images is not None:
-        found += _input_faults(where, images)
+        found += _input_faults(where, images, model)
     return found
 
 
@@ -132,33 +146,47 @@ def _strategy_faults(where: str, strategies: _Strategies) -> list[str]:
 
 
 def _width_faults(where: str, model: ModelConfig, strategies: _Strategies) -> list[str]:
-    width = model.preset.width
-    return [
-        faults.fault(
-            where,
-            ("strategies", index, "num_groups"),
-            f"a divisor of the model's width {width}",
-            strategy.num_groups,
-            f"the nearest is {min(_divisors(width), key=lambda n: abs(n - strategy.num_groups))}",
-        )
-        for index, strategy in enumerate(strategies)
-        if isinstance(strategy, AstraConfig) and width % strategy.num_groups
-    ]
+    found = []
+    for index, strategy in enumerate(strategies):
+        if not isinstance(strategy, AstraConfig):
+            continue
+        width = strategy.quantised_width(model.preset.width, model.preset.kv_width)
+        if width % strategy.num_groups:
+            quantised = "the model's width" if strategy.site == "input" else "the width of keys and values,"
+            nearest = min(_divisors(width), key=lambda n: abs(n - strategy.num_groups))
+            path: faults.Path = ("strategies", index, "num_groups")
+            rule = f"a divisor of {quantised} {width}"
+            found.append(faults.fault(where, path, rule, strategy.num_groups, f"the nearest is {nearest}"))
+    return found
 
 
 def _divisors(number: int) -> list[int]:
     return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
 
 
-def _input_faults(where: str, images: InputConfig) -> list[str]:
+def _input_faults(where: str, given: InputConfig, model: ModelConfig | None) -> list[str]:
     found = []
-    if images.placement == "replicated" and images.encoding != "raw":
+    if given.placement == "replicated" and given.encoding != "raw":
         advice = "set placement to 'terminal', or leave encoding out"
         rule = "'raw' where placement is 'replicated', since no image is sent"
-        found.append(faults.fault(where, ("input", "encoding"), rule, images.encoding, advice))
-    if images.images != "sample":
-        found += folder_faults(where, Path(images.images))
+        found.append(faults.fault(where, ("input", "encoding"), rule, given.encoding, advice))
+    if model is not None and (of_other_kind := _kind_faults(where, given, model)):
+        return found + of_other_kind
+    if given.images != "sample":
+        found += folder_faults(where, Path(given.images))
+    if given.text != "sample":
+        found += text_faults(where, Path(given.text))
     return found
+
+
+def _kind_faults(where: str, given: InputConfig, model: ModelConfig) -> list[str]:
+    """Find what is said of images to a model of texts, and the other way round."""
+    unused, wanted = (("images", "encoding"), "text") if model.is_text else (("text",), "images")
+    return [
+        faults.fault(where, ("input", field), f"left out for family {model.family!r}", value, f"it reads {wanted}")
+        for field in unused
+        if (value := getattr(given, field)) != InputConfig.model_fields[field].default
+    ]
 
 
 def folder_faults(where: str, folder: Path) -> list[str]:
@@ -168,8 +196,8 @@ def folder_faults(where: str, folder: Path) -> list[str]:
         rule, advice = "'sample' or a folder that exists", "relative paths begin where astra is started"
         return [faults.fault(where, path, rule, str(folder), advice)]
     names = [file.name for file in image_files(folder)]
-    if len(names) < MIN_IMAGE_FILES:
-        rule = f"a folder with at least {MIN_IMAGE_FILES} images ({' '.join(IMAGE_SUFFIXES)})"
+    if len(names) < MIN_FILES:
+        rule = f"a folder with at least {MIN_FILES} images ({' '.join(IMAGE_SUFFIXES)})"
         advice = f"{folder} has {len(names)}; calibration and requests never share an image"
         return [faults.fault(where, path, rule, names, advice)]
     return []
@@ -180,42 +208,22 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _model_faults(where: str, model: ModelConfig) -> list[str]:
-    found, patch = [], model.preset.patch_size
-    if model.image_size % patch:
-        nearest = max(1, round(model.image_size / patch)) * patch
-        rule = f"a multiple of the patch size {patch}"
-        found.append(faults.fault(where, ("model", "image_size"), rule, model.image_size, f"the nearest is {nearest}"))
-    if model.checkpoint is not None:
-        found += _checkpoint_faults(where, model, Path(model.checkpoint))
-    return found
-
-
-def _checkpoint_faults(where: str, model: ModelConfig, folder: Path) -> list[str]:
-    """Compare a checkpoint's own `config.json` with what the file asks for."""
-    path: faults.Path = ("model", "checkpoint")
-    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
-    if missing:
-        rule, advice = "a folder with config.json and model.safetensors", f"missing: {', '.join(missing)}"
-        return [faults.fault(where, path, rule, str(folder), advice)]
-    try:
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        given = {key: stored[key] for key in _CHECKPOINT_KEYS}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        advice = f"its config.json does not describe a ViT ({error!r})"
-        return [faults.fault(where, path, "a ViT checkpoint", str(folder), advice)]
-    preset = model.preset
-    asked = dict(
-        zip(
-            _CHECKPOINT_KEYS,
-            (preset.width, preset.num_heads, preset.num_layers, preset.patch_size),
-            strict=True,
-        )
-    )
-    if given != asked:
-        advice = f"size {model.size!r} has {asked}; choose the size of the checkpoint"
-        return [faults.fault(where, path, f"a checkpoint of size {model.size!r}", given, advice)]
+def text_faults(where: str, path: Path) -> list[str]:
+    """Say what keeps a path from being `input.text`."""
+    field: faults.Path = ("input", "text")
+    if path.is_file():
+        return []
+    if not path.is_dir():
+        rule, advice = "'sample', or a file or folder that exists", "relative paths begin where astra is started"
+        return [faults.fault(where, field, rule, str(path), advice)]
+    names = [file.name for file in text_files(path)]
+    if len(names) < MIN_FILES:
+        rule = f"a folder with at least {MIN_FILES} texts ({' '.join(TEXT_SUFFIXES)})"
+        advice = f"{path} has {len(names)}; calibration and requests never share a text"
+        return [faults.fault(where, field, rule, names, advice)]
     return []
 
 
-_CHECKPOINT_KEYS = ("hidden_size", "num_attention_heads", "num_hidden_layers", "patch_size")
+def text_files(folder: Path) -> list[Path]:
+    """Return the texts directly in `folder`, told by their suffix, sorted by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in TEXT_SUFFIXES)

@@ -48,7 +48,7 @@ def load_images(images: InputConfig, model: ModelConfig, count: int, split: Spli
     for index in range(count):
         picture = pictures[index % len(pictures)]
         box = _centred(picture) if index < len(pictures) else _drawn(picture, generator)
-        size = (model.image_size, model.image_size)
+        size = (model.side, model.side)
         crops.append(np.asarray(picture.crop(box).resize(size, Image.Resampling.BICUBIC)).transpose(2, 0, 1))
     return np.stack(crops)
 

@@ -95,8 +95,8 @@ def cache_folder(model: ModelConfig, astra: AstraConfig, images: InputConfig) ->
 
 def num_calibration_images(model: ModelConfig, astra: AstraConfig) -> int:
     """Return how many images give ten tokens per codeword: 10 of 1,024 tokens for 1,024 codewords, 64 at most."""
-    num_tokens = (model.image_size // model.preset.patch_size) ** 2
-    return min(MAX_CALIBRATION_IMAGES, math.ceil(VECTORS_PER_CODEWORD * astra.num_codewords / num_tokens))
+    num_vectors = VECTORS_PER_CODEWORD * astra.num_codewords
+    return min(MAX_CALIBRATION_IMAGES, math.ceil(num_vectors / model.num_content_tokens))
 
 
 @torch.inference_mode()

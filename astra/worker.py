@@ -201,7 +201,7 @@ class _Rank:
                 index,
                 whole,
                 job.bands,
-                image_size=self._config.model.image_size,
+                image_size=self._config.model.side,
                 encoding=self._config.input.encoding,
             )
         else:

@@ -22,8 +22,10 @@ from typing import Protocol
 from torch import Tensor
 
 from astra.config import ModelConfig
+from astra.errors import ConfigError
+from astra.model_faults import model_faults, planning_faults
 
-__all__ = ["Block", "BlockShard", "ModelAdapter", "ModelShape", "load_model"]
+__all__ = ["Block", "BlockShard", "ModelAdapter", "ModelShape", "load_model", "planned_shape"]
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,30 @@ def load_model(config: ModelConfig) -> ModelAdapter:
     """Build the model that `config` names, with weights that are the same on every rank.
 
     Raises:
-        ConfigError: The checkpoint folder is missing, unreadable, or not what `config` says.
+        ConfigError: The fields do not go together, the shape is one that is only planned with, or the checkpoint is
+            missing, unreadable, out of reach, or not what `config` says.
     """
-    from astra.models.vit import load_vit  # transformers takes seconds to import; checks of configs go without
+    if faults := model_faults("config", config) or planning_faults("config", config):
+        raise ConfigError(faults)
+    from astra.models.loaders import LOADERS  # transformers takes seconds to import; checks of configs go without
 
-    return load_vit(config)
+    return LOADERS[config.family](config)
+
+
+def planned_shape(config: ModelConfig) -> ModelShape:
+    """Return the shape of the model that `config` names without making it, for predictions."""
+    preset, causal = config.preset, config.family in ("gpt2", "llama")
+    return ModelShape(
+        family=config.family,
+        num_layers=preset.num_layers,
+        width=preset.width,
+        num_heads=preset.num_heads,
+        num_kv_heads=preset.num_kv_heads,
+        head_width=preset.width // preset.num_heads,
+        mlp_width=preset.mlp_width,
+        num_content_tokens=config.num_content_tokens,
+        num_class_tokens=0 if causal else 1,
+        num_outputs=preset.vocabulary if causal else config.num_classes,
+        causal=causal,
+        vocabulary=preset.vocabulary,
+    )

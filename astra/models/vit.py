@@ -7,21 +7,18 @@ ViT-Base. Dropout is left out, so an adapter is for inference. Attribute names a
 Source: Dosovitskiy et al., An Image is Worth 16x16 Words, arXiv 2010.11929.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
-from transformers.utils import logging as transformers_logging
 
 from astra.config import ModelConfig
-from astra.errors import ConfigError
 from astra.models import ModelShape
 from astra.models.adapter import TransformerAdapter
 from astra.models.block import Affine, Projections, TransformerBlock
+from astra.models.weights import label_faults, read_checkpoint, seeded
 from astra.partition import band
 
 __all__ = ["ViTAdapter", "load_vit"]
@@ -111,90 +108,31 @@ def _affine(linear: Any) -> Affine:
 
 
 def load_vit(config: ModelConfig) -> ViTAdapter:
-    """Build a preset with seeded weights, or read the checkpoint folder that `config` names.
+    """Build a preset with seeded weights, or read the checkpoint that `config` names.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, not a ViT, or does not fit `config`.
     """
-    model = _from_checkpoint(config, Path(config.checkpoint)) if config.checkpoint else _from_seed(config)
-    model.train(False).requires_grad_(False)
-    return ViTAdapter(model)
+    if not config.checkpoint:
+        return ViTAdapter(seeded(lambda: ViTForImageClassification(_config(config)), config.seed))
+    model = read_checkpoint(
+        ViTForImageClassification, config, lambda folder, found: label_faults(config, folder, found)
+    )
+    _resize_positions(model, config.side)
+    return ViTAdapter(model.requires_grad_(False))
 
 
-def _from_seed(config: ModelConfig) -> ViTForImageClassification:
-    """Build a preset with weights drawn from `config.seed`: the same on every rank with the same torch.
-
-    Matrices and embeddings are normal with ViT's own 0.02, biases 0, norms 1. Made on the meta device and filled in
-    the order of the parameters: ViT-Base takes 1 s, where the library's initialisation draws everything twice. Random
-    weights attend almost evenly, so agreement between strategies says little about a trained model; speed is the same.
-    """
+def _config(config: ModelConfig) -> ViTConfig:
     preset = config.preset
-    hf_config = ViTConfig(
-        image_size=config.image_size,
+    return ViTConfig(
+        image_size=config.side,
         patch_size=preset.patch_size,
         hidden_size=preset.width,
         num_hidden_layers=preset.num_layers,
         num_attention_heads=preset.num_heads,
-        intermediate_size=4 * preset.width,
-        num_labels=config.num_labels,  # type: ignore[call-arg]  # taken by the parent class
+        intermediate_size=preset.mlp_width,
+        num_labels=config.num_classes,  # type: ignore[call-arg]  # taken by the parent class
     )
-    with torch.device("meta"):
-        model = ViTForImageClassification(hf_config)
-    model.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(config.seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0.0, hf_config.initializer_range, generator=generator)
-            else:
-                parameter.fill_(1.0 if "layernorm" in name and name.endswith("weight") else 0.0)
-    return model
-
-
-def _from_checkpoint(config: ModelConfig, folder: Path) -> ViTForImageClassification:
-    """Read `config.json` and `model.safetensors` and refuse whatever does not fit."""
-    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
-    if missing:
-        advice = "name a folder saved by save_pretrained"
-        raise ConfigError([f"{folder}: checkpoint must hold {name}, got no such file; {advice}" for name in missing])
-    # The terminal belongs to the display of the run, and what the library would warn of is a fault here.
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        loaded: Any = ViTForImageClassification.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(
-            [f"{folder}: checkpoint must be a readable ViT, got {error}; save it again with save_pretrained"]
-        ) from error
-    model: ViTForImageClassification = loaded[0]
-    faults = _checkpoint_faults(config, folder, model.config, loaded[1])
-    if faults:
-        raise ConfigError(faults)
-    _resize_positions(model, config.image_size)
-    return model
-
-
-def _checkpoint_faults(config: ModelConfig, folder: Path, found: Any, loading: dict[str, Any]) -> list[str]:
-    """List every way in which a checkpoint that could be read is not what `config` says."""
-    faults = []
-    if found.model_type != "vit":
-        faults.append(f"{folder}/config.json: model_type must be 'vit', got {found.model_type!r}; use a ViT")
-    lost = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in loading[kind])
-    if lost:
-        faults.append(f"{folder}: checkpoint must hold every weight, got none for {lost}; save the whole classifier")
-    if found.num_labels != config.num_labels:
-        faults.append(
-            f"{folder}: num_labels must be that of the checkpoint, {found.num_labels}, got {config.num_labels}; "
-            "set model.num_labels"
-        )
-    if config.image_size % found.patch_size:
-        faults.append(
-            f"{folder}: image_size must be a multiple of the checkpoint's patch, {found.patch_size}, "
-            f"got {config.image_size}; set model.image_size"
-        )
-    return faults
 
 
 def _resize_positions(model: ViTForImageClassification, image_size: int) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from astra.config import PRESETS, AstraConfig, BenchConfig, SequenceConfig, SingleConfig
+from astra.config import AstraConfig, BenchConfig, SequenceConfig, SingleConfig
 from astra.config_file import load_config, parse_config
 from astra.errors import ConfigError
+from astra.presets import PRESETS
 
 MODEL = {"size": "tiny", "image_size": 64}
+GPT2 = {"family": "gpt2", "size": "tiny", "num_tokens": 8}
 MINIMAL: dict[str, Any] = {"model": MODEL, "strategies": ["single"]}
 
 
@@ -29,7 +31,7 @@ def test_config_minimal_has_documented_defaults():
     config = parse({})
     assert (config.requests, config.warmup, config.partition, config.timeout_s) == (10, 2, "even", 60.0)
     assert (config.input.images, config.input.placement, config.input.encoding) == ("sample", "replicated", "raw")
-    assert config.model.preset == PRESETS["tiny"]
+    assert config.model.preset == PRESETS["vit"]["tiny"]
 
 
 def test_config_bare_name_is_that_strategy_with_defaults():
@@ -51,11 +53,49 @@ def test_config_is_the_same_after_a_round_trip_through_json():
 CASES = [
     (
         {"model": {"size": "bse", "image_size": 64}},
-        "b.json: model.size must be one of tiny, small, base, got 'bse'; did you mean 'base'?",
+        "b.json: model.size must be one of tiny, small, base, medium, llama-3-8b, got 'bse'; did you mean 'base'?",
     ),
     (
-        {"model": {"family": "bert", **MODEL}},
-        "b.json: model.family must be 'vit', got 'bert'; choose one of them",
+        {"model": {"family": "vitt", **MODEL}},
+        "b.json: model.family must be one of vit, bert, gpt2, llama, got 'vitt'; did you mean 'vit'?",
+    ),
+    (
+        {"model": {"size": "medium", "image_size": 64}},
+        "b.json: model.size must be one of tiny, small, base where family is 'vit', got 'medium'; choose one of them",
+    ),
+    (
+        {"model": {"family": "bert", **MODEL, "num_tokens": 8}},
+        "b.json: model.image_size must be left out for BERT, got 64; num_tokens says how long a text is",
+    ),
+    (
+        {"model": {"family": "gpt2", "size": "tiny"}},
+        "b.json: model.num_tokens must be given, got nothing; add the key 'num_tokens'",
+    ),
+    (
+        {"model": {**MODEL, "num_tokens": 8}},
+        "b.json: model.num_tokens must be left out for ViT, got 8; image_size decides how many tokens there are",
+    ),
+    (
+        {"model": {**GPT2, "num_labels": 3}},
+        "b.json: model.num_labels must be left out for a language model, got 3; its outputs are its vocabulary",
+    ),
+    (
+        {"model": GPT2, "input": {"images": "photographs"}},
+        "b.json: input.images must be left out for family 'gpt2', got 'photographs'; it reads text",
+    ),
+    (
+        {"input": {"text": "books"}},
+        "b.json: input.text must be left out for family 'vit', got 'books'; it reads images",
+    ),
+    (
+        {"model": GPT2, "input": {"text": "/nowhere"}},
+        "b.json: input.text must be 'sample', or a file or folder that exists, got '/nowhere'; "
+        "relative paths begin where astra is started",
+    ),
+    (
+        {"model": {**GPT2, "family": "llama"}, "strategies": [{"name": "astra", "num_groups": 3, "site": "kv"}]},
+        "b.json: strategies[0].num_groups must be a divisor of the width of keys and values, 64, got 3; "
+        "the nearest is 2",
     ),
     (
         {"model": {"size": "tiny"}},
@@ -92,7 +132,7 @@ CASES = [
     ),
     (
         {"input": {"zzz": 3}},
-        "b.json: input must be a mapping without unknown keys, got 'zzz'; known: images, placement, encoding",
+        "b.json: input must be a mapping without unknown keys, got 'zzz'; known: images, text, placement, encoding",
     ),
     (
         {"input": {"placement": "terminals"}},
@@ -171,12 +211,12 @@ CASES = [
     ),
     (
         {"partition": [1, 0]},
-        "b.json: partition must be 'even' or a list of numbers greater than 0, one per device, got [1, 0]; "
+        "b.json: partition must be 'even', 'cpus' or a list of numbers greater than 0, one per device, got [1, 0]; "
         "a device with weight 2 gets twice the tokens of one with weight 1",
     ),
     (
         {"partition": "uneven"},
-        "b.json: partition must be 'even' or a list of numbers greater than 0, one per device, got 'uneven'; "
+        "b.json: partition must be 'even', 'cpus' or a list of numbers greater than 0, one per device, got 'uneven'; "
         "a device with weight 2 gets twice the tokens of one with weight 1",
     ),
 ]
@@ -247,7 +287,10 @@ def test_config_image_folder_with_one_image_is_refused(tmp_path: Path):
 
 def test_config_weights_follow_the_number_of_ranks():
     assert parse({}).weights(3) == (1.0, 1.0, 1.0)
+    assert parse({"partition": "cpus"}).weights(2, cpus=[0.4, 0.2]) == (0.4, 0.2)
     config = parse({"partition": [1, 3]})
     assert config.weights(2) == (1.0, 3.0)
-    with pytest.raises(ConfigError, match=r"partition must be 'even' or a list of 3 weights.*got \[1\.0, 3\.0\]"):
+    with pytest.raises(
+        ConfigError, match=r"partition must be 'even', 'cpus' or a list of 3 weights.*got \[1\.0, 3\.0\]"
+    ):
         config.weights(3)

@@ -107,13 +107,13 @@ def test_checkpoint_that_does_not_fit_reports_every_fault(checkpoint: Path) -> N
     with pytest.raises(ConfigError) as caught:
         from_checkpoint(checkpoint, num_labels=7, image_size=90)
     assert "num_labels must be that of the checkpoint, 10, got 7" in str(caught.value)
-    assert "image_size must be a multiple of the checkpoint's patch, 16, got 90" in str(caught.value)
+    assert "model.image_size must be a multiple of the patch size 16, got 90" in str(caught.value)
 
 
 def test_checkpoint_with_truncated_weights_is_refused(checkpoint: Path) -> None:
     path = checkpoint / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ConfigError, match="must be a readable ViT"):
+    with pytest.raises(ConfigError, match="must be a readable ViTForImageClassification"):
         from_checkpoint(checkpoint)
 
 

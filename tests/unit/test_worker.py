@@ -343,7 +343,7 @@ def test_worker_refuses_more_ranks_than_tokens(tmp_path: Path):
 def test_worker_refuses_weights_for_another_number_of_ranks(tmp_path: Path):
     world = serve(bench(SEQUENCE, partition=(1.0, 2.0, 3.0)), tmp_path)
     assert isinstance(world.errors[1], ConfigError)
-    assert "partition must be 'even' or a list of 2 weights" in str(world.errors[1])
+    assert "partition must be 'even', 'cpus' or a list of 2 weights" in str(world.errors[1])
 
 
 def test_worker_uneven_partition_still_agrees(tmp_path: Path):
