@@ -11,6 +11,8 @@ mounted read-only.
 
 import contextlib
 import math
+import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +43,7 @@ __all__ = ["DockerRuntime", "Engine", "inspect_engine"]
 
 RUN_LABEL = "astra-testbed.run"
 DEVICE_LABEL = "astra-testbed.device"
+DEFAULT_HOST = "unix:///var/run/docker.sock"
 POLL_PERIOD_S = 0.5
 """How often the engine is asked who has exited; the controller asks ten times a second."""
 LOG_LINES = 50
@@ -69,12 +72,16 @@ def inspect_engine() -> Engine:
 
 
 def _connect() -> docker.DockerClient:
+    host = os.environ.get("DOCKER_HOST") or DEFAULT_HOST
     try:
-        return docker.from_env()  # asks for the version, so an engine that does not answer is noticed here
-    except DockerException as error:
-        permitted = "Permission denied" not in str(error)
-        todo = "install Docker Engine 20.10 or newer and start it" if permitted else "join the group docker, or be root"
-        message = f"docker: the engine must answer, got {error}; {todo} (or use --runtime netns, which needs none)"
+        if host.startswith("unix://"):  # tried first, because the SDK buries the reason and leaks the socket
+            with socket.socket(socket.AF_UNIX) as trial:
+                trial.connect(host.removeprefix("unix://"))
+        return docker.from_env()
+    except (DockerException, OSError) as error:
+        denied = isinstance(error, PermissionError)
+        todo = "join the group docker, or be root" if denied else "install Docker Engine 20.10 or newer and start it"
+        message = f"docker: an engine must answer at {host}, got {error}; {todo} (--runtime netns needs none)"
         raise UnsupportedError(message) from error
 
 
