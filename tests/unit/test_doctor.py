@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from testbed import doctor
 from testbed.doctor import Finding
 from testbed.errors import UnsupportedError
+from testbed.runtimes.docker import Engine
 from testbed.shaper import features
 
 
@@ -63,3 +65,31 @@ def test_doctor_says_how_to_go_on_without_control_groups(monkeypatch: pytest.Mon
 def test_doctor_does_not_load_torch() -> None:
     script = "import sys, testbed.doctor, testbed.probe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_doctor_says_how_to_get_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    (finding,) = doctor._containers(has_gpu=False)
+    assert not finding.ok
+    assert f"at unix://{tmp_path}/none.sock, got [Errno 2]" in finding.detail
+    assert finding.way_out.startswith("install Docker Engine 20.10 or newer")
+
+
+@pytest.mark.parametrize(
+    ("engine", "missing"),
+    [
+        (Engine("27.0.1", "2", True, ("astra-testbed:latest",)), set()),
+        (Engine("19.03.8", "1", False, ()), {"docker engine", "device image", "gpu in containers"}),
+    ],
+)
+def test_doctor_examines_the_engine(monkeypatch: pytest.MonkeyPatch, engine: Engine, missing: set[str]) -> None:
+    monkeypatch.setattr(doctor, "inspect_engine", lambda: engine)
+    monkeypatch.setattr(doctor, "_output", lambda *command: "v2.26.1-4")
+    findings = by_name(list(doctor._containers(has_gpu=True)))
+    assert {name for name, finding in findings.items() if not finding.ok} == missing
+
+
+@pytest.mark.parametrize(("plugin", "ok"), [("2.26.1-4", True), ("v5.0.0", True), ("1.29.2", False), ("", False)])
+def test_doctor_wants_the_second_compose(monkeypatch: pytest.MonkeyPatch, plugin: str, ok: bool) -> None:
+    monkeypatch.setattr(doctor, "_output", lambda *command: "")
+    assert doctor._compose(plugin).ok is ok
