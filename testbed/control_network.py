@@ -59,7 +59,12 @@ class ControlNetwork:
         return str(names[0])
 
     def reserve(self) -> None:
-        """Drop what anybody but this process's user sends to this network, and all that comes from others."""
+        """Drop what anybody but this process's user sends to this network, and all that comes from others.
+
+        Default routes go too: older engines give one to containers whose networks are all internal.
+        """
+        for route in _ip("-4", "route", "show", "default"):
+            _run("ip", "-4", "route", "del", "default", "dev", route["dev"])
         rules = f"""
 table inet testbed_control
 delete table inet testbed_control
@@ -76,9 +81,7 @@ table inet testbed_control {{
   }}
 }}
 """
-        done = subprocess.run(["nft", "-f", "-"], input=rules, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise DeviceError(f"control network {self.interface}: nft must keep it, got {done.stderr.strip()}")
+        _run("nft", "-f", "-", text=rules)
 
 
 def _resolve(host: str) -> str:
@@ -94,8 +97,12 @@ def _resolve(host: str) -> str:
 
 
 def _ip(*arguments: str) -> list[dict[str, Any]]:
-    shown = subprocess.run(["ip", "-j", *arguments], capture_output=True, text=True)
-    if shown.returncode != 0:
-        raise DeviceError(f"ip {' '.join(arguments)}: must succeed, got {shown.stderr.strip()}")
-    found: list[dict[str, Any]] = json.loads(shown.stdout)
+    found: list[dict[str, Any]] = json.loads(_run("ip", "-j", *arguments) or "[]")
     return found
+
+
+def _run(*command: str, text: str = "") -> str:
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise DeviceError(f"{' '.join(command)}: must succeed, got {done.stderr.strip()}")
+    return done.stdout
