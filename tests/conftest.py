@@ -20,15 +20,34 @@ def _missing_for_netns() -> str | None:
     return None if made.returncode == 0 else "permission to make network namespaces"
 
 
+def _missing_for_docker() -> str | None:
+    """Name what keeps this machine from running containers of our image, or None."""
+    if shutil.which("docker") is None:
+        return "the program docker"
+    for line, what in (
+        (["docker", "version"], "a running engine (scripts/with-docker-engine starts one)"),
+        (
+            ["docker", "image", "inspect", os.environ.get("TESTBED_IMAGE", "astra-testbed:latest")],
+            "the image (images/build)",
+        ),
+        (["docker", "compose", "version"], "the Compose plugin"),
+    ):
+        if subprocess.run(line, capture_output=True).returncode != 0:
+            return what
+    return None
+
+
+LAYERS = {"netns": _missing_for_netns, "docker": _missing_for_docker}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not any(item.get_closest_marker("netns") for item in items):
-        return
-    missing = _missing_for_netns()
-    if missing is None:
-        return
-    if "netns" in REQUIRED_LAYERS:
-        raise pytest.UsageError(f"REQUIRE=netns, but this machine lacks {missing}")
-    skip = pytest.mark.skip(reason=f"netns tests need {missing}")
-    for item in items:
-        if item.get_closest_marker("netns"):
+    for layer, find_missing in LAYERS.items():
+        belonging = [item for item in items if item.get_closest_marker(layer)]
+        missing = find_missing() if belonging else None
+        if missing is None:
+            continue
+        if layer in REQUIRED_LAYERS:
+            raise pytest.UsageError(f"REQUIRE={layer}, but this machine lacks {missing}")
+        skip = pytest.mark.skip(reason=f"{layer} tests need {missing}")
+        for item in belonging:
             item.add_marker(skip)
