@@ -3,7 +3,7 @@
     STRATEGIES[name].partition(shape, weights)   which content tokens each rank owns
     STRATEGIES[name](RankContext, config)        on every rank, once: weights, tables, buffers
         .forward(Request)                        on every rank, per request: logits on rank 0, None elsewhere
-    STRATEGIES[name].plan(shape, config, ranges) the traffic of one request, as a pure formula
+    STRATEGIES[name].plan(shape, config, …)      the traffic of one request, as a pure formula
 
 Adding a strategy is one file here and one entry in `STRATEGIES`. Every strategy runs all layers for all tokens, also
 the last one, of which a classifier reads only the class token: no strategy is flattered by pruning.
@@ -41,8 +41,9 @@ def predict_messages(
 ) -> list[PlannedMessage]:
     """Return every message that one request of batch 1 sends under `config`; `weights` None splits evenly. Pure."""
     strategy = STRATEGIES[config.name]
-    ranges = strategy.partition(shape, weights or [1.0] * world_size)
-    return strategy.plan(shape, config, ranges)
+    weights = weights or [1.0] * world_size
+    ranges = strategy.partition(shape, weights)
+    return strategy.plan(shape, config, ranges, weights)
 
 
 def predict_bytes(

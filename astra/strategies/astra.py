@@ -89,7 +89,9 @@ class AstraStrategy:
         return split(shape.num_content_tokens, weights)
 
     @staticmethod
-    def plan(shape: ModelShape, config: AstraConfig, ranges: Sequence[range]) -> list[PlannedMessage]:
+    def plan(
+        shape: ModelShape, config: AstraConfig, ranges: Sequence[range], weights: Sequence[float]
+    ) -> list[PlannedMessage]:
         """Send each rank's codes to every peer in every layer, then each peer's class copy to rank 0."""
         sizes = [packed_size(len(tokens) * config.num_groups, _bits(config)) for tokens in ranges]
         class_bytes = encoded_size("fp32", shape.num_class_tokens, shape.width)

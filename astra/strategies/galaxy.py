@@ -87,7 +87,9 @@ class GalaxyStrategy:
         return split(shape.num_content_tokens, weights)
 
     @staticmethod
-    def plan(shape: ModelShape, config: GalaxyConfig, ranges: Sequence[range]) -> list[PlannedMessage]:
+    def plan(
+        shape: ModelShape, config: GalaxyConfig, ranges: Sequence[range], weights: Sequence[float]
+    ) -> list[PlannedMessage]:
         """Gather and scatter x twice a layer; then the answer's row."""
         rows, count = rows_per_rank(shape, ranges), PASSES_PER_LAYER * shape.num_layers
         return [

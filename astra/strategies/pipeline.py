@@ -81,7 +81,9 @@ class PipelineStrategy:
         return (range(shape.num_content_tokens), *(range(0) for _ in weights[1:]))
 
     @staticmethod
-    def plan(shape: ModelShape, config: PipelineConfig, ranges: Sequence[range]) -> list[PlannedMessage]:
+    def plan(
+        shape: ModelShape, config: PipelineConfig, ranges: Sequence[range], weights: Sequence[float]
+    ) -> list[PlannedMessage]:
         """Hand x over each boundary, then the answer's row back."""
         size = encoded_size(config.wire, shape.num_tokens, shape.width)
         hops = [PlannedMessage(rank, rank + 1, size) for rank in range(len(ranges) - 1)]

@@ -95,7 +95,9 @@ class PrismStrategy:
         return split(shape.num_content_tokens, weights)
 
     @staticmethod
-    def plan(shape: ModelShape, config: PrismConfig, ranges: Sequence[range]) -> list[PlannedMessage]:
+    def plan(
+        shape: ModelShape, config: PrismConfig, ranges: Sequence[range], weights: Sequence[float]
+    ) -> list[PlannedMessage]:
         """Send each rank's means to those that may see them in every layer, then the answer's row.
 
         Raises:

@@ -62,5 +62,5 @@ class Strategy(Protocol):
         """
 
     @staticmethod
-    def plan(shape: ModelShape, config: Any, ranges: Sequence[range]) -> list[PlannedMessage]:
+    def plan(shape: ModelShape, config: Any, ranges: Sequence[range], weights: Sequence[float]) -> list[PlannedMessage]:
         """Return every message of one request of batch 1, input placement not included. Pure."""

@@ -69,7 +69,9 @@ class SequenceStrategy:
         return split(shape.num_content_tokens, weights)
 
     @staticmethod
-    def plan(shape: ModelShape, config: SequenceConfig, ranges: Sequence[range]) -> list[PlannedMessage]:
+    def plan(
+        shape: ModelShape, config: SequenceConfig, ranges: Sequence[range], weights: Sequence[float]
+    ) -> list[PlannedMessage]:
         """Send each rank's slice to every peer in every layer."""
         sizes = [encoded_size(config.wire, rows, shape.width) for rows in _rows_per_rank(shape, ranges)]
         return all_to_all(sizes, count=shape.num_layers)

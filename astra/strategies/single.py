@@ -52,6 +52,8 @@ class SingleStrategy:
         return (range(shape.num_content_tokens), *(range(0) for _ in weights[1:]))
 
     @staticmethod
-    def plan(shape: ModelShape, config: SingleConfig, ranges: Sequence[range]) -> list[PlannedMessage]:
+    def plan(
+        shape: ModelShape, config: SingleConfig, ranges: Sequence[range], weights: Sequence[float]
+    ) -> list[PlannedMessage]:
         """Send nothing."""
         return []

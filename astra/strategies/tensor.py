@@ -93,7 +93,9 @@ class TensorStrategy:
         return (range(shape.num_content_tokens),) * world_size
 
     @staticmethod
-    def plan(shape: ModelShape, config: TensorConfig, ranges: Sequence[range]) -> list[PlannedMessage]:
+    def plan(
+        shape: ModelShape, config: TensorConfig, ranges: Sequence[range], weights: Sequence[float]
+    ) -> list[PlannedMessage]:
         """Reduce and gather the whole of x twice a layer."""
         tiles = [len(tile) for tile in even_tiles(shape.num_tokens, len(ranges))]
         count = ALL_REDUCES_PER_LAYER * shape.num_layers
