@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEBIAN_PACKAGES := iproute2 nftables ethtool util-linux
+DEBIAN_PACKAGES := iproute2 nftables ethtool util-linux python3-venv
 
 .PHONY: setup system demo test lint bench clean
 
 setup: system $(STAMP)
 
 system:
-	@./scripts/need-programs $(DEBIAN_PACKAGES)
+	@PYTHON='$(PYTHON)' ./scripts/need-programs $(DEBIAN_PACKAGES)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, got $$($(PYTHON) --version); set PYTHON=..." >&2; exit 2; }

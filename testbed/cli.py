@@ -286,7 +286,8 @@ def _describe_setting(scenario: Scenario) -> str:
     devices, links = scenario.devices, scenario.links.default
     cpus = "uncapped" if devices.cpus is None else f"{devices.cpus:g} CPU each"
     rate = "unshaped links" if links.rate_mbps is None else f"{links.rate_mbps:g} Mbps a link"
-    return f"{devices.count} devices, {cpus}, {rate}, {links.delay_ms:g} ms delay, {links.loss_pct:g} % loss"
+    delay = f", {links.delay_ms:g} ms delay" if links.delay_ms else ""
+    return f"{devices.count} devices, {cpus}, {rate}{delay}, {links.loss_pct:g} % loss"
 
 
 if __name__ == "__main__":

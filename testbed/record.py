@@ -152,13 +152,11 @@ def _cpu_model() -> str:
 
 
 def _git_revision() -> str | None:
-    if shutil.which("git") is None:  # as in the device image
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        described = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
         return None
-    described = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-    )
     return described.stdout.strip() or None
 
 
