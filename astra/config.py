@@ -7,34 +7,47 @@ Pure, and free of torch, so that checking a config takes a fraction of a second.
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from astra import faults
 from astra.errors import ConfigError
 from astra.presets import PRESETS, Family, Preset, Size
+from astra.strategy_config import (
+    AnyStrategy,
+    AstraConfig,
+    BlockConfig,
+    GalaxyConfig,
+    PipelineConfig,
+    PrismConfig,
+    Section,
+    SequenceConfig,
+    SingleConfig,
+    Site,
+    TensorConfig,
+    WireName,
+)
 
 __all__ = [
     "AstraConfig",
     "BenchConfig",
+    "BlockConfig",
+    "GalaxyConfig",
     "InputConfig",
     "ModelConfig",
+    "PipelineConfig",
+    "PrismConfig",
     "SequenceConfig",
     "SingleConfig",
+    "Site",
     "StrategyConfig",
+    "TensorConfig",
     "WireName",
 ]
 
-WireName = Literal["fp32", "fp16", "int8", "int4"]
 DEFAULT_NUM_LABELS = {"vit": 1000, "bert": 2}
-DEFAULT_NUM_CODEWORDS = 1024
-MAX_NUM_CODEWORDS = 65536
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which model: a preset with seeded weights, or a checkpoint of that preset's shape."""
 
     family: Family = "vit"
@@ -79,7 +92,7 @@ class ModelConfig(_Section):
         return self.num_labels or DEFAULT_NUM_LABELS[self.family]
 
 
-class InputConfig(_Section):
+class InputConfig(Section):
     """Which images or texts, and where they are when a request begins."""
 
     images: str = Field(default="sample", min_length=1)
@@ -93,68 +106,11 @@ class InputConfig(_Section):
     """How `terminal` sends pixels: 3 bytes a pixel, or PNG (lossless). Token ids are sent in as few bits as fit."""
 
 
-class SingleConfig(_Section):
-    """The whole model on rank 0."""
-
-    name: Literal["single"] = "single"
-
-    @property
-    def settings(self) -> str:
-        """What tells two entries of this strategy apart in a table."""
-        return ""
-
-
-class SequenceConfig(_Section):
-    """Each rank keeps its slice of tokens and all-gathers activations in every layer."""
-
-    name: Literal["sequence"] = "sequence"
-    wire: WireName = "fp32"
-
-    @property
-    def settings(self) -> str:
-        """What tells two entries of this strategy apart in a table."""
-        return f"wire={self.wire}"
-
-
-def _power_of_two(value: Any) -> Any:
-    """Refuse whole numbers that are no power of two; other types are left to pydantic's own rules."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if whole and not (2 <= value <= MAX_NUM_CODEWORDS and value & (value - 1) == 0):
-        raise faults.rule_error(
-            f"a power of two from 2 to {MAX_NUM_CODEWORDS}", f"the paper uses {DEFAULT_NUM_CODEWORDS}"
-        )
-    return value
-
-
-class AstraConfig(_Section):
-    """Each rank keeps its slice of tokens and sends vector-quantised codes of the attention input."""
-
-    name: Literal["astra"] = "astra"
-    num_groups: int = Field(default=1, ge=1)
-    """Sub-vectors per token, each with a codebook of its own; divides the width of what is quantised."""
-    num_codewords: Annotated[int, BeforeValidator(_power_of_two)] = DEFAULT_NUM_CODEWORDS
-    site: Literal["input", "kv"] = "input"
-    """What is quantised: the attention input, or keys (before positions) and values side by side."""
-
-    def quantised_width(self, width: int, kv_width: int) -> int:
-        """Return how many numbers of a token are quantised, from the model's width and that of its keys."""
-        return width if self.site == "input" else 2 * kv_width
-
-    @property
-    def settings(self) -> str:
-        """What tells two entries of this strategy apart in a table."""
-        codewords = "" if self.num_codewords == DEFAULT_NUM_CODEWORDS else f" K={self.num_codewords}"
-        site = "" if self.site == "input" else f" site={self.site}"
-        return f"G={self.num_groups}{codewords}{site}"
-
-
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-StrategyConfig = Annotated[
-    SingleConfig | SequenceConfig | AstraConfig, Field(discriminator="name"), BeforeValidator(_named)
-]
+StrategyConfig = Annotated[AnyStrategy, Field(discriminator="name"), BeforeValidator(_named)]
 """One entry of `strategies`; a bare name stands for that strategy with its defaults."""
 
 
@@ -174,7 +130,7 @@ def _is_weight(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-class BenchConfig(_Section):
+class BenchConfig(Section):
     """One benchmark: every strategy serves the same requests in turn."""
 
     model: ModelConfig

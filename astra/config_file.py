@@ -8,23 +8,16 @@ name and with a checkpoint's own `config.json`. Loads no weights, no images and 
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from astra import faults
-from astra.config import (
-    AstraConfig,
-    BenchConfig,
-    InputConfig,
-    ModelConfig,
-    SequenceConfig,
-    SingleConfig,
-    StrategyConfig,
-)
+from astra.config import AstraConfig, BenchConfig, InputConfig, ModelConfig, StrategyConfig
 from astra.errors import ConfigError
 from astra.model_faults import model_faults
 from astra.presets import sizes_of
+from astra.strategy_config import AnyStrategy
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -45,9 +38,7 @@ MIN_FILES = 2
 _SECTIONS: dict[str | int, type[BaseModel]] = {
     "model": ModelConfig,
     "input": InputConfig,
-    "single": SingleConfig,
-    "sequence": SequenceConfig,
-    "astra": AstraConfig,
+    **{kind.model_fields["name"].default: kind for kind in get_args(AnyStrategy)},
 }
 
 
@@ -123,10 +114,10 @@ def _cross_faults(where: str, raw: dict[str, Any]) -> list[str]:
     return found
 
 
-_STRATEGY: TypeAdapter[SingleConfig | SequenceConfig | AstraConfig] = TypeAdapter(StrategyConfig)
+_STRATEGY: TypeAdapter[AnyStrategy] = TypeAdapter(StrategyConfig)
 _MODEL = TypeAdapter(ModelConfig)
 _INPUT = TypeAdapter(InputConfig)
-_Strategies = list[SingleConfig | SequenceConfig | AstraConfig | None]
+_Strategies = list[AnyStrategy | None]
 
 
 def _strategy_faults(where: str, strategies: _Strategies) -> list[str]:

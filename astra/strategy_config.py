@@ -1,14 +1,30 @@
 """How each strategy is set up: one frozen and strict pydantic model each, told apart by `name`. Pure, free of torch."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from astra import faults
 
-__all__ = ["BlockConfig", "GalaxyConfig", "PipelineConfig", "PrismConfig", "Section", "TensorConfig", "WireName"]
+__all__ = [
+    "AnyStrategy",
+    "AstraConfig",
+    "BlockConfig",
+    "GalaxyConfig",
+    "PipelineConfig",
+    "PrismConfig",
+    "Section",
+    "SequenceConfig",
+    "SingleConfig",
+    "Site",
+    "TensorConfig",
+    "WireName",
+]
 
 WireName = Literal["fp32", "fp16", "int8", "int4"]
+Site = Literal["input", "kv"]
+DEFAULT_NUM_CODEWORDS = 1024
+MAX_NUM_CODEWORDS = 65536
 
 
 class Section(BaseModel):
@@ -17,10 +33,33 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
+class SingleConfig(Section):
+    """The whole model on rank 0."""
+
+    name: Literal["single"] = "single"
+
+    @property
+    def settings(self) -> str:
+        """What tells two entries of this strategy apart in a table."""
+        return ""
+
+
 class TensorConfig(Section):
     """Each rank holds some heads and hidden units of every layer; two ring all-reduces a layer."""
 
     name: Literal["tensor"] = "tensor"
+    wire: WireName = "fp32"
+
+    @property
+    def settings(self) -> str:
+        """What tells two entries of this strategy apart in a table."""
+        return f"wire={self.wire}"
+
+
+class SequenceConfig(Section):
+    """Each rank keeps its slice of tokens and all-gathers activations in every layer."""
+
+    name: Literal["sequence"] = "sequence"
     wire: WireName = "fp32"
 
     @property
@@ -97,3 +136,48 @@ class PrismConfig(Section):
         """What tells two entries of this strategy apart in a table."""
         size = f"Ls={self.num_segments}" if self.num_segments is not None else f"CR={self.compression_ratio:g}"
         return f"{size} wire={self.wire}"
+
+
+def _power_of_two(value: Any) -> Any:
+    """Refuse whole numbers that are no power of two; other types are left to pydantic's own rules."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and not (2 <= value <= MAX_NUM_CODEWORDS and value & (value - 1) == 0):
+        raise faults.rule_error(
+            f"a power of two from 2 to {MAX_NUM_CODEWORDS}", f"the paper uses {DEFAULT_NUM_CODEWORDS}"
+        )
+    return value
+
+
+class AstraConfig(Section):
+    """Each rank keeps its slice of tokens and sends vector-quantised codes of the attention input."""
+
+    name: Literal["astra"] = "astra"
+    num_groups: int = Field(default=1, ge=1)
+    """Sub-vectors per token, each with a codebook of its own; divides the width of what is quantised."""
+    num_codewords: Annotated[int, BeforeValidator(_power_of_two)] = DEFAULT_NUM_CODEWORDS
+    site: Site = "input"
+    """What is quantised: the attention input, or keys (before positions) and values side by side."""
+
+    def quantised_width(self, width: int, kv_width: int) -> int:
+        """Return how many numbers of a token are quantised, from the model's width and that of its keys."""
+        return width if self.site == "input" else 2 * kv_width
+
+    @property
+    def settings(self) -> str:
+        """What tells two entries of this strategy apart in a table."""
+        codewords = "" if self.num_codewords == DEFAULT_NUM_CODEWORDS else f" K={self.num_codewords}"
+        site = "" if self.site == "input" else f" site={self.site}"
+        return f"G={self.num_groups}{codewords}{site}"
+
+
+AnyStrategy = (
+    SingleConfig
+    | TensorConfig
+    | SequenceConfig
+    | PipelineConfig
+    | GalaxyConfig
+    | BlockConfig
+    | PrismConfig
+    | AstraConfig
+)
+"""One of them, in the order in which they are listed to users."""

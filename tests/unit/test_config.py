@@ -158,7 +158,8 @@ CASES = [
     ),
     (
         {"strategies": ["singel"]},
-        "b.json: strategies[0].name must be one of single, sequence, astra, got 'singel'; did you mean 'single'?",
+        "b.json: strategies[0].name must be one of single, tensor, sequence, pipeline, galaxy, block, prism, astra, "
+        "got 'singel'; did you mean 'single'?",
     ),
     (
         {"strategies": ["single", {"wire": "int8"}]},
@@ -167,6 +168,11 @@ CASES = [
     (
         {"strategies": [{"name": "sequence", "wire": "int2"}]},
         "b.json: strategies[0].wire must be one of fp32, fp16, int8, int4, got 'int2'; did you mean 'int8'?",
+    ),
+    (
+        {"strategies": ["prism"]},
+        "b.json: strategies[0] must be given either num_segments or compression_ratio, got {'name': 'prism'}; the "
+        "first counts means per device and layer",
     ),
     (
         {"strategies": [{"name": "astra", "groups": 1}]},
@@ -231,7 +237,7 @@ def test_config_faults_are_reported_all_at_once():
     faults = faults_of(
         {
             "model": {"size": "tiny", "image_size": 60},
-            "strategies": ["single", "tensor", {"name": "astra", "num_groups": 7}],
+            "strategies": ["single", "voltage", {"name": "astra", "num_groups": 7}],
             "requests": 0,
             "rounds": 3,
         }
