@@ -67,6 +67,12 @@ class Collectives:
             self.transport.send(peer, tag, payload)
         return PendingGather(self.transport, tag, of, self.timeout_s)
 
+    def start_all_to_all(self, tag: Tag, payloads: Mapping[int, Payload]) -> PendingGather:
+        """Send each peer its own payload of `payloads` and expect one of every peer; do not wait."""
+        for peer in self._in_turn(self.peers):
+            self.transport.send(peer, tag, payloads[peer])
+        return PendingGather(self.transport, tag, self.peers, self.timeout_s)
+
     def lookers(self, causal: bool) -> tuple[int, ...]:
         """Return the peers that attend to this rank's tokens: all, or the later ones in a causal model."""
         return tuple(peer for peer in self.peers if peer > self.rank or not causal)

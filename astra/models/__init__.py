@@ -145,6 +145,13 @@ class Block(Protocol):
     def shard(self, heads: range, hidden: range) -> BlockShard:
         """Return the part of the layer that these query heads and hidden units make up; either may be empty."""
 
+    def sub_block(self, part: int, num_parts: int) -> "Block":
+        """Return the layer of width D / num_parts that the diagonal blocks of its matrices make up.
+
+        It reads and writes the part-th columns of x alone, and norms them alone. `num_parts` divides the heads, the
+        key/value heads and the hidden units.
+        """
+
 
 class ModelAdapter(Protocol):
     """A model as its embedding, its blocks and its head."""

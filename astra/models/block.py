@@ -16,15 +16,16 @@ than on a matrix of its own (1.5 ms against 2.2 ms with a copy, 256 x 768 x 768,
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
-from torch import Tensor
+from torch import Tensor, nn
 
-from astra.attention import attend, split_heads
+from astra.attention import attend
 from astra.models import Block
 
-__all__ = ["Affine", "Projections", "Rotary", "TransformerBlock", "run_blocks"]
+__all__ = ["Affine", "Projections", "Rotary", "TransformerBlock", "nth_part", "run_blocks"]
 
 Function = Callable[[Tensor], Tensor]
 
@@ -52,6 +53,12 @@ class Affine:
     def inputs(self, chosen: range) -> "Affine":
         """Return what the inputs `chosen` add to every output; the bias is left to the caller."""
         return Affine(self.weight[:, chosen.start : chosen.stop])
+
+    def diagonal(self, part: int, num_parts: int) -> "Affine":
+        """Return the part-th block on the diagonal: from its share of the inputs to its share of the outputs."""
+        rows, columns = (nth_part(size, part, num_parts) for size in self.weight.shape)
+        bias = None if self.bias is None else self.bias[rows.start : rows.stop]
+        return Affine(self.weight[rows.start : rows.stop, columns.start : columns.stop], bias)
 
 
 class Rotary:
@@ -116,12 +123,12 @@ class Projections:
 
     def query(self, u_BTD: Tensor, positions: Tensor | None = None) -> Tensor:
         """Return q_BHTd of these heads."""
-        return self.rotate(split_heads(self.query_map(u_BTD), self.num_heads), positions)
+        return self.rotate(self._split(self.query_map(u_BTD), self.num_heads), positions)
 
     def key_value_unrotated(self, u_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Return k and v of the key/value heads, before positions."""
         k_BTD, v_BTD = self.key_map(u_BTD), self.value_map(u_BTD)
-        return split_heads(k_BTD, self.num_kv_heads), split_heads(v_BTD, self.num_kv_heads)
+        return self._split(k_BTD, self.num_kv_heads), self._split(v_BTD, self.num_kv_heads)
 
     def rotate(self, x_BHTd: Tensor, positions: Tensor | None = None) -> Tensor:
         """Apply the rotary embedding, if the family has one."""
@@ -161,6 +168,23 @@ class Projections:
             repeats=None if equal_groups else torch.tensor([head // group - kv_heads.start for head in heads]),
         )
 
+    def _split(self, x_BTE: Tensor, num_heads: int) -> Tensor:
+        """View [B, T, H · d] as [B, H, T, d], for no heads too."""
+        return x_BTE.view(*x_BTE.shape[:2], num_heads, self.head_width).transpose(1, 2)
+
+    def diagonal(self, part: int, num_parts: int) -> "Projections":
+        """Return the diagonal blocks of all matrices: a layer of width D / num_parts, biases included."""
+        return replace(
+            self,
+            query_map=self.query_map.diagonal(part, num_parts),
+            key_map=self.key_map.diagonal(part, num_parts),
+            value_map=self.value_map.diagonal(part, num_parts),
+            output_map=self.output_map.diagonal(part, num_parts),
+            up_map=self.up_map.diagonal(part, num_parts),
+            gate_map=None if self.gate_map is None else self.gate_map.diagonal(part, num_parts),
+            down_map=self.down_map.diagonal(part, num_parts),
+        )
+
     def _columns(self, heads: range) -> range:
         return range(heads.start * self.head_width, heads.stop * self.head_width)
 
@@ -180,6 +204,11 @@ class TransformerBlock:
         self.output = projections.output
         self.mlp = projections.mlp
         self.shard = projections.shard
+
+    def sub_block(self, part: int, num_parts: int) -> "TransformerBlock":
+        """Return the layer that the part-th columns of x would be if they saw no others, on views of the weights."""
+        norm1, norm2 = (_narrow_norm(norm, part, num_parts) for norm in (self._norm1, self._norm2))
+        return TransformerBlock(self._projections.diagonal(part, num_parts), norm1, norm2, post_norm=self._post_norm)
 
     @property
     def key_value_weight(self) -> Tensor:
@@ -222,6 +251,23 @@ class TransformerBlock:
         """Return the layer's output from its input and the attention's context."""
         a_BTD = self.after_attention(x_BTD, self.output(context_BTD))
         return self.after_mlp(a_BTD, self.mlp(self.mlp_input(a_BTD)))
+
+
+def nth_part(size: int, part: int, num_parts: int) -> range:
+    """Return the part-th of equal parts of `range(size)`."""
+    assert size % num_parts == 0, f"{num_parts} parts do not divide {size}"
+    return range(part * size // num_parts, (part + 1) * size // num_parts)
+
+
+def _narrow_norm(norm: Function, part: int, num_parts: int) -> Function:
+    """Return a norm over the part-th columns alone, with their share of the weights."""
+    whole: Any = norm
+    columns = nth_part(len(whole.weight), part, num_parts)
+    weight = whole.weight[columns.start : columns.stop]
+    if isinstance(whole, nn.LayerNorm):
+        bias = whole.bias[columns.start : columns.stop]
+        return lambda x: F.layer_norm(x, (len(columns),), weight, bias, whole.eps)
+    return lambda x: F.rms_norm(x, (len(columns),), weight, whole.variance_epsilon)
 
 
 def run_blocks(blocks: Iterable[Block], x_BTD: Tensor, *, causal: bool) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from astra.config import StrategyConfig
 from astra.models import ModelShape
 from astra.strategies.astra import AstraStrategy
+from astra.strategies.block import BlockStrategy
 from astra.strategies.galaxy import GalaxyStrategy
 from astra.strategies.pipeline import PipelineStrategy
 from astra.strategies.prism import PrismStrategy
@@ -31,6 +32,7 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "sequence": SequenceStrategy,
     "pipeline": PipelineStrategy,
     "galaxy": GalaxyStrategy,
+    "block": BlockStrategy,
     "prism": PrismStrategy,
     "astra": AstraStrategy,
 }

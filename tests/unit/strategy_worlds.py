@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from astra.collectives import Collectives
 from astra.config import ModelConfig
 from astra.models import ModelAdapter
-from astra.models.vit import load_vit
+from astra.models.loaders import LOADERS
 from astra.strategies import STRATEGIES, RankContext, Request, Strategy, predict_bytes, predict_messages
 from astra.timeline import Timeline
 from astra.transport import Traffic
@@ -20,6 +21,12 @@ from astra.transport.inproc import connect
 EXACT = 1e-4  # relative; the same fp32 operations, summed in another order over four layers
 TIMEOUT_S = 30.0
 IMAGE_SIZE = 80  # 25 tokens: no world size from 2 to 4 divides them
+FAMILIES = ("vit", "bert", "gpt2", "llama")
+CONFIGS = {"vit": ModelConfig(size="tiny", image_size=IMAGE_SIZE, num_labels=10)} | {
+    family: ModelConfig.model_validate({"family": family, "size": "tiny", "num_tokens": 25})
+    for family in FAMILIES
+    if family != "vit"
+}
 SPLITS = [[1.0], [1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], [3.0, 1.0], [1.0, 5.0, 2.0], [1.0, 9.0, 0.1, 3.0]]
 """Even and uneven shares for world sizes 1 to 4."""
 
@@ -33,19 +40,28 @@ class World:
     timelines: list[Timeline]
 
 
-def lively_vit() -> ModelAdapter:
-    """Return a model whose attention is uneven and whose biases and norms count."""
-    adapter = load_vit(ModelConfig(size="tiny", image_size=IMAGE_SIZE, num_labels=10))
+def lively(family: str) -> ModelAdapter:
+    """Return a model of 25 content tokens whose attention is uneven and whose biases and norms count."""
+    adapter = LOADERS[family](CONFIGS[family])
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in adapter.huggingface.parameters():
+        for parameter in adapter.huggingface.parameters():  # type: ignore[attr-defined]  # every adapter has one
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
     return adapter
 
 
+def lively_vit() -> ModelAdapter:
+    """Return the ViT among them."""
+    return lively("vit")
+
+
 def inputs_for(model: ModelAdapter, batch: int = 1) -> Tensor:
-    """Return inputs that are the same in every call."""
-    return torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(4))
+    """Return inputs that are the same in every call: pixels or token ids."""
+    generator = torch.Generator().manual_seed(4)
+    shape = model.shape
+    if shape.vocabulary:
+        return torch.randint(0, shape.vocabulary, (batch, shape.num_content_tokens), generator=generator)
+    return torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
 
 
 def band_of(model: ModelAdapter, inputs: Tensor, tokens: range) -> tuple[Tensor, int]:
@@ -54,7 +70,9 @@ def band_of(model: ModelAdapter, inputs: Tensor, tokens: range) -> tuple[Tensor,
     return inputs[:, :, rows.start : rows.stop] if inputs.dim() == 4 else inputs[:, rows.start : rows.stop], rows.start
 
 
-def serve(model: ModelAdapter, config: Any, weights: Sequence[float], inputs: Tensor) -> World:
+def serve(
+    model: ModelAdapter, config: Any, weights: Sequence[float], inputs: Tensor, codebooks: Path | None = None
+) -> World:
     """Answer one request with one thread per rank, each given only the input rows that it needs."""
     strategy: type[Strategy] = STRATEGIES[config.name]
     ranges = strategy.partition(model.shape, weights)
@@ -62,7 +80,7 @@ def serve(model: ModelAdapter, config: Any, weights: Sequence[float], inputs: Te
 
     def one_rank(rank: int) -> tuple[Tensor | None, Timeline]:
         collectives = Collectives(transports[rank], TIMEOUT_S)
-        context = RankContext(model, collectives, ranges, tuple(weights), Timeline(rank))
+        context = RankContext(model, collectives, ranges, tuple(weights), Timeline(rank), codebooks)
         return strategy(context, config).forward(Request(0, *band_of(model, inputs, ranges[rank]))), context.timeline
 
     with ThreadPoolExecutor(len(weights)) as pool:
