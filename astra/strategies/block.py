@@ -8,8 +8,8 @@
 
 Source: DeTransformer (Wei et al., Communication-Efficient Model Parallelism for Distributed In-Situ Transformer
 Inference, DATE 2024): sub-blocks of a decoupled layer run on different devices, coupled layers of the original model
-keep accuracy. A decoupled model has weights of its own, which must be trained. Here a sub-block takes diagonal blocks of
-the original matrices: speed and traffic are true, and answers are those of an untrained decoupled model, which they
+keep accuracy. A decoupled model has weights of its own, which must be trained. Here a sub-block takes diagonal blocks
+of the original matrices: speed and traffic are true, and answers are those of an untrained decoupled model, which they
 equal on one device and on many; they are not those of `single`. Ours, where the paper was not at hand: coupled layers
 sit in the middle of equal runs of layers, and sub-blocks are dealt to ranks by weight.
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from strategy_worlds import (
     EXACT,
+    FAMILIES,
     SPLITS,
     TIMEOUT_S,
     check_predicted,
     inputs_for,
-    lively_vit,
+    lively,
     relative_error,
     serve,
 )
@@ -40,9 +41,14 @@ def can_deal_heads(model: ModelAdapter, config: Any, weights: Sequence[float]) -
     return not (isinstance(config, TensorConfig) and even and model.shape.num_heads % len(weights))
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def each_model(request: pytest.FixtureRequest) -> ModelAdapter:
+    return lively(request.param)
+
+
 @pytest.fixture(scope="module")
 def model() -> ModelAdapter:
-    return lively_vit()
+    return lively("vit")
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +64,14 @@ def expected(model: ModelAdapter, inputs: Tensor) -> Tensor:
 @pytest.mark.parametrize("config", [TensorConfig(), PipelineConfig(), GalaxyConfig()], ids=lambda c: c.name)
 @pytest.mark.parametrize("weights", SPLITS, ids=str)
 def test_exact_strategies_equal_single_and_send_what_is_predicted(
-    model: ModelAdapter, inputs: Tensor, expected: Tensor, config: Any, weights: list[float]
+    each_model: ModelAdapter, config: Any, weights: list[float]
 ) -> None:
-    if not can_deal_heads(model, config, weights):
+    if not can_deal_heads(each_model, config, weights):
         return
-    world = serve(model, config, weights, inputs)
-    assert relative_error(world.logits, expected) < EXACT
-    check_predicted(model, config, weights, world.traffic)
+    inputs = inputs_for(each_model)
+    world = serve(each_model, config, weights, inputs)
+    assert relative_error(world.logits, each_model.forward(inputs)) < EXACT
+    check_predicted(each_model, config, weights, world.traffic)
 
 
 @pytest.mark.parametrize("kind", [TensorConfig, PipelineConfig, GalaxyConfig])
@@ -87,9 +94,7 @@ def test_exact_strategies_keep_the_batch_dimension(model: ModelAdapter, inputs: 
 
 
 def test_tensor_refuses_a_world_size_that_does_not_divide_the_heads(model: ModelAdapter) -> None:
-    with pytest.raises(
-        ValueError, match="must divide the model's 4 heads, got 3; use 1, 2, 4 devices, or"
-    ):
+    with pytest.raises(ValueError, match="must divide the model's 4 heads, got 3; use 1, 2, 4 devices, or"):
         STRATEGIES["tensor"].partition(model.shape, [2.0, 2.0, 2.0])
     assert len(STRATEGIES["tensor"].partition(model.shape, UNEVEN)) == 3
 
