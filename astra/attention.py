@@ -20,9 +20,9 @@ __all__ = ["attend", "merge_heads", "positions_of", "prepend_remote", "split_hea
 
 
 def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:
-    """View `x_BTD` as `x_BHTd`, without copying; no heads give an empty tensor."""
+    """View `x_BTD` as `x_BHTd`, without copying."""
     batch, num_tokens, width = x_BTD.shape
-    return x_BTD.view(batch, num_tokens, num_heads, width // max(num_heads, 1)).transpose(1, 2)
+    return x_BTD.view(batch, num_tokens, num_heads, width // num_heads).transpose(1, 2)
 
 
 def merge_heads(x_BHTd: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Grouped vector quantiser: tokens to codes, codes to keys and values, and codebooks on disk.
 
-    legend: R rows (tokens), D width, G groups, K codewords, d = D / G here, H heads, h head width, B batch
+    legend: R rows (tokens), D width, G groups, K codewords, d = D / G here, H key/value heads, h head width, B batch,
+            E keys and values side by side
 
     u_RD --encode--> codes_RG --(wire)--> KeyValueTable.remote_key_value --> k̂_BHRh, v̂_BHRh
 
@@ -31,6 +32,7 @@ __all__ = [
     "TABLE_BUDGET_BYTES",
     "CodebookSpec",
     "GroupedCodebook",
+    "KeyValueCodewords",
     "KeyValueProjection",
     "KeyValueTable",
     "load_codebooks",
@@ -88,14 +90,14 @@ class KeyValueProjection(Protocol):
 
     @property
     def key_value_weight(self) -> Tensor:
-        """[2D, D], keys above values."""
+        """[E, D], keys above values."""
 
     @property
     def key_value_bias(self) -> Tensor | None:
-        """[2D] or None."""
+        """[E] or None."""
 
-    def key_value(self, u_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return k_BHTh and v_BHTh."""
+    def key_value_unrotated(self, u_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return k_BHTh and v_BHTh, before positions are applied to k."""
 
 
 class KeyValueTable:
@@ -105,7 +107,7 @@ class KeyValueTable:
     way       table                                                        ms, ViT-Base, 768 tokens, one thread
     ========  ===========================================================  ====================================
     look-up   G = 1: keys and values of every codeword                     0.4
-    bag       G > 1: [G · K, 2D], a token is a sum of G rows               3.2 at G = 16
+    bag       G > 1: [G · K, E], a token is a sum of G rows               3.2 at G = 16
     project   none: codewords are put together and projected               8.6
     ========  ===========================================================  ====================================
     """
@@ -122,17 +124,18 @@ class KeyValueTable:
         elif codebook.num_groups == 1:
             self.way = "look-up"
             with torch.no_grad():
-                k_1HKh, v_1HKh = block.key_value(codewords_1KD)
+                k_1HKh, v_1HKh = block.key_value_unrotated(codewords_1KD)
             self._num_heads = k_1HKh.shape[1]
             self._table_XKh = torch.cat((k_1HKh[0], v_1HKh[0]))  # X: the heads of the keys, then of the values
         else:
             self.way = "bag"
             with torch.no_grad():
-                self._num_heads = block.key_value(codewords_1KD.new_zeros(1, 1, weight_ED.shape[1]))[0].shape[1]
+                nothing_11D = codewords_1KD.new_zeros(1, 1, weight_ED.shape[1])
+                self._num_heads = block.key_value_unrotated(nothing_11D)[0].shape[1]
                 self._table_NE = _bag_table(codebook, weight_ED, block.key_value_bias)
 
     def remote_key_value(self, codes_BRG: Tensor) -> tuple[Tensor, Tensor]:
-        """Return k̂_BHRh and v̂_BHRh of the tokens whose codes are `codes_BRG`."""
+        """Return k̂_BHRh, before positions, and v̂_BHRh of the tokens whose codes are `codes_BRG`."""
         batch, num_tokens, num_groups = codes_BRG.shape
         if self.way == "look-up":
             both_XRh = self._table_XKh.index_select(1, codes_BRG.reshape(-1))
@@ -140,15 +143,30 @@ class KeyValueTable:
             return both[0], both[1]
         codes_RG = codes_BRG.reshape(-1, num_groups)
         if self.way == "project":
-            return self._block.key_value(self._codebook.decode(codes_RG).view(batch, num_tokens, -1))
+            return self._block.key_value_unrotated(self._codebook.decode(codes_RG).view(batch, num_tokens, -1))
         rows_RG = codes_RG + torch.arange(num_groups) * self._codebook.num_codewords
         both_RE = F.embedding_bag(rows_RG, self._table_NE, mode="sum")
         k_RD, v_RD = both_RE.view(batch, num_tokens, -1).chunk(2, dim=-1)
         return split_heads(k_RD, self._num_heads), split_heads(v_RD, self._num_heads)
 
 
+class KeyValueCodewords:
+    """Keys and values of tokens that were quantised as such: the codewords themselves, so that nothing is projected."""
+
+    def __init__(self, codebook: GroupedCodebook, num_kv_heads: int):
+        self._codebook = codebook
+        self._num_kv_heads = num_kv_heads
+
+    def remote_key_value(self, codes_BRG: Tensor) -> tuple[Tensor, Tensor]:
+        """Return k̂_BHRh, before positions, and v̂_BHRh of the tokens whose codes are `codes_BRG`."""
+        batch, num_tokens, num_groups = codes_BRG.shape
+        both_RE = self._codebook.decode(codes_BRG.reshape(-1, num_groups))
+        k_BRE, v_BRE = both_RE.view(batch, num_tokens, -1).chunk(2, dim=-1)
+        return split_heads(k_BRE, self._num_kv_heads), split_heads(v_BRE, self._num_kv_heads)
+
+
 def _bag_table(codebook: GroupedCodebook, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
-    """Return [G · K, 2D]: what each codeword adds to keys and values; the bias is in the first group's rows."""
+    """Return [G · K, E]: what each codeword adds to keys and values; the bias is in the first group's rows."""
     width_per_group = weight_ED.shape[1] // codebook.num_groups
     tables = [
         codewords_Kd @ weight_Ed.t()

@@ -26,9 +26,9 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from astra.attention import attend
+from astra.attention import attend, merge_heads
 from astra.codebook import FORMAT_VERSION, CodebookSpec, GroupedCodebook, load_codebooks, save_codebooks
-from astra.config import AstraConfig, BenchConfig, InputConfig, ModelConfig
+from astra.config import AstraConfig, BenchConfig, InputConfig, ModelConfig, Site
 from astra.data import load_images, to_input
 from astra.errors import ConfigError
 from astra.models import ModelAdapter, load_model
@@ -66,20 +66,21 @@ def ensure_fitted(config: BenchConfig, progress: Progress) -> None:
         inputs = to_input(load_images(config.input, config.model, count, "calibrate"))
         label = f"fit astra {astra.settings}"
         codebooks = []
-        for codebook in _fit_layers(model, inputs, astra.num_groups, astra.num_codewords, config.model.seed):
+        for codebook in _fit_layers(model, inputs, astra, config.model.seed):
             codebooks.append(codebook)
             progress(label, len(codebooks), model.shape.num_layers)
         _publish(folder, codebooks, _fingerprint(config.model, astra, config.input))
 
 
 def fit_codebooks(
-    model: ModelAdapter, inputs: Tensor, num_groups: int, num_codewords: int, seed: int
+    model: ModelAdapter, inputs: Tensor, num_groups: int, num_codewords: int, seed: int, site: Site = "input"
 ) -> list[GroupedCodebook]:
-    """Return one codebook per layer from the content tokens of `inputs` (whole inputs, first dimension: images).
+    """Return one codebook per layer from the content tokens of `inputs` (whole inputs, one after the other).
 
-    Source: k-means with squared distances on U; see `_cluster` for its start.
+    Source: k-means with squared distances on what is quantised at `site`; see `_cluster` for its start.
     """
-    return list(_fit_layers(model, inputs, num_groups, num_codewords, seed))
+    astra = AstraConfig(num_groups=num_groups, num_codewords=num_codewords, site=site)
+    return list(_fit_layers(model, inputs, astra, seed))
 
 
 def cache_folder(model: ModelConfig, astra: AstraConfig, images: InputConfig) -> Path:
@@ -100,34 +101,31 @@ def num_calibration_images(model: ModelConfig, astra: AstraConfig) -> int:
 
 
 @torch.inference_mode()
-def _layer_inputs(model: ModelAdapter, inputs: Tensor) -> Iterator[Tensor]:
-    """Run the model on one image at a time, but all of them layer by layer; yield each layer's content rows u_RD.
+def _layer_rows(model: ModelAdapter, inputs: Tensor, site: Site) -> Iterator[Tensor]:
+    """Run the model on one input at a time, but all of them layer by layer; yield each layer's content rows at `site`.
 
-    Holds one layer's activations of all images: 31 MB for ten images of ViT-Base with 1,024 tokens.
+    Holds one layer's activations of all inputs: 31 MB for ten images of ViT-Base with 1,024 tokens.
     """
     shape = model.shape
-    tokens = range(shape.num_content_tokens)
-    states = [
-        torch.cat((model.embed_class(1), model.embed_content(inputs[image : image + 1], tokens)), dim=1)
-        for image in range(len(inputs))
-    ]
+    states = [model.embed(inputs[number : number + 1]) for number in range(len(inputs))]
     for block in model.blocks:
         rows = []
-        for image, x_1TD in enumerate(states):
+        for number, x_1TD in enumerate(states):
             u_1TD = block.attention_input(x_1TD)
-            rows.append(u_1TD[0, shape.num_class_tokens :])
-            states[image] = block.finish(x_1TD, attend(block.query(u_1TD), *block.key_value(u_1TD)))
+            k_1HTd, v_1HTd = block.key_value_unrotated(u_1TD)
+            quantised = u_1TD if site == "input" else torch.cat((merge_heads(k_1HTd), merge_heads(v_1HTd)), dim=-1)
+            rows.append(quantised[0, shape.num_class_tokens :])
+            context_1TD = attend(block.query(u_1TD), block.rotate(k_1HTd), v_1HTd, causal=shape.causal)
+            states[number] = block.finish(x_1TD, context_1TD)
         yield torch.cat(rows)
 
 
-def _fit_layers(
-    model: ModelAdapter, inputs: Tensor, num_groups: int, num_codewords: int, seed: int
-) -> Iterator[GroupedCodebook]:
+def _fit_layers(model: ModelAdapter, inputs: Tensor, astra: AstraConfig, seed: int) -> Iterator[GroupedCodebook]:
     """Yield each layer's codebook as soon as it is fitted."""
-    for u_RD in _layer_inputs(model, inputs):
+    for rows_RE in _layer_rows(model, inputs, astra.site):
         groups = [
-            _cluster(np.ascontiguousarray(u_Rd.numpy()), num_codewords, seed)
-            for u_Rd in torch.split(u_RD, u_RD.shape[1] // num_groups, dim=1)
+            _cluster(np.ascontiguousarray(part_Rd.numpy()), astra.num_codewords, seed)
+            for part_Rd in torch.split(rows_RE, rows_RE.shape[1] // astra.num_groups, dim=1)
         ]
         yield GroupedCodebook(torch.from_numpy(np.stack(groups)))
 
@@ -170,6 +168,7 @@ def _fingerprint(model: ModelConfig, astra: AstraConfig, images: InputConfig) ->
         "weights": weights,
         "num_groups": astra.num_groups,
         "num_codewords": astra.num_codewords,
+        "site": astra.site,
         "calibration_images": hashlib.sha256(pixels.tobytes()).hexdigest(),
     }
 
@@ -201,8 +200,9 @@ def _is_intact(folder: Path, model: ModelConfig, astra: AstraConfig) -> bool:
     if not folder.exists():
         return False
     preset = model.preset
+    width = astra.quantised_width(preset.width, preset.kv_width)
     try:
-        load_codebooks(folder, CodebookSpec(preset.num_layers, preset.width, astra.num_groups, astra.num_codewords))
+        load_codebooks(folder, CodebookSpec(preset.num_layers, width, astra.num_groups, astra.num_codewords))
     except ConfigError:
         shutil.rmtree(folder)
         return False

@@ -5,11 +5,16 @@ grouped codebooks, distributed class tokens. The paper leaves open whether quant
 norm's output, is quantised, so that K̂ and V̂ are affine in the codewords and come from tables. "Averaged after the last
 layer" is read as: after the last block, before the final norm; all copies count the same.
 
-    rank r, layer l:   u ──encode──► codes ──► peers
+    rank r, layer l:   u ──encode──► codes ──► peers that look at r's tokens: all, or the later ones if causal
                        u ──► q, k, v of own tokens (while codes are in flight)
-                       peers' codes ──table──► k̂, v̂ ──► attend over [own class, own exact | remote quantised]
+                       peers' codes ──table──► k̂, v̂ ──rotate to own positions──► attend over
+                                                         [remote quantised | own class copy, own exact]
 
-Traffic of one layer: from each rank T/N · G · log2 K bits to N − 1 peers; after the last, one class token to rank 0.
+`site: kv` (the paper's variant for Llama) quantises keys, before RoPE, and values instead of U. Both lie side by side
+in one vector that is cut into G groups, so that a code costs the same number of bits at either site.
+
+Traffic of one layer: from each rank T/N · G · log2 K bits to N − 1 peers (to the later ones if causal); after the last,
+one class copy from every peer to rank 0, or the row that the head reads in a causal model.
 """
 
 from collections.abc import Sequence
@@ -17,12 +22,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from astra.attention import attend, prepend_remote
-from astra.codebook import CodebookSpec, KeyValueTable, load_codebooks
+from astra.attention import attend, merge_heads, positions_of, prepend_remote
+from astra.codebook import CodebookSpec, KeyValueCodewords, KeyValueTable, load_codebooks
 from astra.config import AstraConfig
 from astra.errors import ConfigError
-from astra.models import ModelShape
+from astra.models import Block, ModelShape
 from astra.partition import split
+from astra.slices import answer_rank, bring_answer, plan_answer
 from astra.strategies.protocol import RankContext, Request
 from astra.traffic import PlannedMessage, all_to_all
 from astra.transport import Tag
@@ -37,23 +43,30 @@ class AstraStrategy:
     def __init__(self, context: RankContext, config: AstraConfig):
         if context.codebook_folder is None:
             raise ConfigError(["astra: codebook_folder must be given, got None; run `astra fit` first"])
+        self._config = config
         self._model = context.model
         self._collectives = context.collectives
         self._timeline = context.timeline
+        self._keep = context.keep
         self._ranges = context.ranges
-        self._bits = _bits(config)
         shape = context.model.shape
-        spec = CodebookSpec(shape.num_layers, shape.width, config.num_groups, config.num_codewords)
-        self._num_groups = config.num_groups
+        width = config.quantised_width(shape.width, shape.kv_width)
+        spec = CodebookSpec(shape.num_layers, width, config.num_groups, config.num_codewords)
         self._codebooks = load_codebooks(context.codebook_folder, spec)
         self._tables = [
             KeyValueTable(codebook, block)
+            if config.site == "input"
+            else KeyValueCodewords(codebook, shape.num_kv_heads)
             for codebook, block in zip(self._codebooks, context.model.blocks, strict=True)
         ]
+        self._lookers = context.collectives.lookers(shape.causal)
+        self._looked_at = context.collectives.looked_at(shape.causal)
+        self._own_positions = positions_of([context.ranges[context.collectives.rank]])
+        self._remote_positions = positions_of(context.ranges[peer] for peer in self._looked_at)
 
     @torch.inference_mode()
     def forward(self, request: Request) -> Tensor | None:
-        """Run all layers on [class copy, own content]; rank 0 averages the class copies and reads off the answer."""
+        """Run all layers on [class copy, own content]; rank 0 brings the answer's row together and reads it off."""
         model, span = self._model, self._timeline.span
         with span("embed"):
             own = self._ranges[self._collectives.rank]
@@ -62,26 +75,30 @@ class AstraStrategy:
         for layer, block in enumerate(model.blocks):
             with span("encode", layer):
                 u_BTD = block.attention_input(x_BTD)
-                payload = self._encode(layer, u_BTD)
+                own_kv = block.key_value_unrotated(u_BTD) if self._config.site == "kv" else None
+                payload = self._encode(layer, u_BTD if own_kv is None else torch.cat([*map(merge_heads, own_kv)], -1))
             with span("send", layer):
-                pending = self._collectives.start_all_gather(Tag(request.index, layer, "codes"), payload)
+                tag = Tag(request.index, layer, "codes")
+                pending = self._collectives.start_exchange(tag, payload, to=self._lookers, of=self._looked_at)
             with span("rest", layer):  # while the codes are in flight
-                q_BHTd, (k_BHTd, v_BHTd) = block.query(u_BTD), block.key_value(u_BTD)
+                q_BHTd = block.query(u_BTD, self._own_positions)
+                k_BHTd, v_BHTd = own_kv or block.key_value_unrotated(u_BTD)
+                k_BHTd = block.rotate(k_BHTd, self._own_positions)
             with span("wait", layer):
                 payloads = pending.wait()
             with span("attention", layer):
                 if payloads:
-                    codes_BRG = self._unpack(payloads, len(x_BTD))
-                    remote_k, remote_v = self._tables[layer].remote_key_value(codes_BRG)
+                    remote_k, remote_v = self._remote_key_value(layer, block, payloads, len(x_BTD))
                     k_BHTd, v_BHTd = prepend_remote(remote_k, k_BHTd), prepend_remote(remote_v, v_BHTd)
-                context_BTD = attend(q_BHTd, k_BHTd, v_BHTd)
+                self._keep(layer, k_BHTd, v_BHTd)
+                context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
             with span("rest", layer):
                 x_BTD = block.finish(x_BTD, context_BTD)
-        class_BD = self._average_class(request, x_BTD[:, 0])
-        if class_BD is None:
+        answer_BD = self._bring_answer(request, x_BTD[:, model.shape.answer_token])
+        if answer_BD is None:
             return None
         with span("head"):
-            return model.head(class_BD)
+            return model.head(answer_BD)
 
     @staticmethod
     def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
@@ -92,35 +109,47 @@ class AstraStrategy:
     def plan(
         shape: ModelShape, config: AstraConfig, ranges: Sequence[range], weights: Sequence[float]
     ) -> list[PlannedMessage]:
-        """Send each rank's codes to every peer in every layer, then each peer's class copy to rank 0."""
+        """Send each rank's codes to whoever looks at its tokens in every layer, then what the answer is made from."""
         sizes = [packed_size(len(tokens) * config.num_groups, _bits(config)) for tokens in ranges]
+        codes = all_to_all(sizes, count=shape.num_layers, causal=shape.causal)
+        if shape.causal:
+            return codes + plan_answer(shape, answer_rank(shape, len(ranges)))
         class_bytes = encoded_size("fp32", shape.num_class_tokens, shape.width)
-        copies = [PlannedMessage(rank, 0, class_bytes) for rank in range(1, len(ranges))]
-        return all_to_all(sizes, count=shape.num_layers) + copies
+        return codes + [PlannedMessage(rank, 0, class_bytes) for rank in range(1, len(ranges))]
 
-    def _encode(self, layer: int, u_BTD: Tensor) -> bytes:
+    def _encode(self, layer: int, rows_BTE: Tensor) -> bytes:
         """Quantise the content rows and pack their codes; the class copy stays here."""
-        if not self._collectives.peers:
+        if not self._lookers:
             return b""
-        return pack_codes(self._codebooks[layer].encode(u_BTD[:, 1:].flatten(0, 1)), self._bits)
+        content_RE = rows_BTE[:, self._model.shape.num_class_tokens :].flatten(0, 1)
+        return pack_codes(self._codebooks[layer].encode(content_RE), _bits(self._config))
 
-    def _unpack(self, payloads: dict[int, memoryview], batch: int) -> Tensor:
-        """Return the peers' codes_BRG, in order of rank."""
+    def _remote_key_value(
+        self, layer: int, block: Block, payloads: dict[int, memoryview], batch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return k̂ and v̂ of the peers' tokens, in order of rank, with positions applied."""
+        num_groups = self._config.num_groups
         codes = [
-            unpack_codes(payload, self._bits, batch * len(self._ranges[peer]) * self._num_groups)
+            unpack_codes(payload, _bits(self._config), batch * len(self._ranges[peer]) * num_groups)
             for peer, payload in payloads.items()
         ]
-        return torch.cat([part.view(batch, -1, self._num_groups) for part in codes], dim=1)
+        codes_BRG = torch.cat([part.view(batch, -1, num_groups) for part in codes], dim=1)
+        k_BHRd, v_BHRd = self._tables[layer].remote_key_value(codes_BRG)
+        return block.rotate(k_BHRd, self._remote_positions), v_BHRd
 
-    def _average_class(self, request: Request, class_BD: Tensor) -> Tensor | None:
-        """Bring the class copies together; return their mean on rank 0 and None elsewhere."""
-        tag = Tag(request.index, self._model.shape.num_layers, "class")
-        with self._timeline.span("wait" if self._collectives.rank == 0 else "send"):
-            payloads = self._collectives.gather(tag, encode(class_BD, "fp32"))
+    def _bring_answer(self, request: Request, row_BD: Tensor) -> Tensor | None:
+        """Return on rank 0 the mean of the class copies, or the last token's row if causal; None elsewhere."""
+        rank, shape = self._collectives.rank, self._model.shape
+        if shape.causal:
+            owner = answer_rank(shape, self._collectives.world_size)
+            with self._timeline.span("send" if rank == owner else "wait"):
+                return bring_answer(self._collectives, Tag(request.index, shape.num_layers, "answer"), row_BD, owner)
+        with self._timeline.span("wait" if rank == 0 else "send"):
+            payloads = self._collectives.gather(Tag(request.index, shape.num_layers, "class"), encode(row_BD, "fp32"))
         if payloads is None:
             return None
-        copies = [decode(payload, "fp32", *class_BD.shape) for payload in payloads.values()]
-        return torch.stack([class_BD, *copies]).mean(dim=0)
+        copies = [decode(payload, "fp32", *row_BD.shape) for payload in payloads.values()]
+        return torch.stack([row_BD, *copies]).mean(dim=0)
 
 
 def _bits(config: AstraConfig) -> int:

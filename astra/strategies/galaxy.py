@@ -44,6 +44,7 @@ class GalaxyStrategy:
         self._model = context.model
         self._collectives = context.collectives
         self._timeline = context.timeline
+        self._keep = context.keep
         self._rank = context.collectives.rank
         self._ring = Ring(context.collectives, context.timeline, config.wire)
         self._ranges = context.ranges
@@ -109,6 +110,7 @@ class GalaxyStrategy:
         with span("attention", tag.layer):
             in_order = [projected[rank] for rank in range(len(projected))]
             q_BHTd, k_BHTd, v_BHTd = (torch.cat(tiles, dim=2) for tiles in zip(*in_order, strict=True))
+            self._keep(tag.layer, k_BHTd, v_BHTd)
             context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=self._model.shape.causal)
             tiles = torch.split(context_BTD, self._tile_rows, dim=1)
 

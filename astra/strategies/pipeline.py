@@ -38,6 +38,7 @@ class PipelineStrategy:
         self._model = context.model
         self._collectives = context.collectives
         self._timeline = context.timeline
+        self._keep = context.keep
         self._wire = config.wire
         self._rank = context.collectives.rank
         self._last = context.collectives.world_size - 1
@@ -98,6 +99,7 @@ class PipelineStrategy:
             with span("rest", layer):
                 u_BTD = block.attention_input(x_BTD)
                 q_BHTd, (k_BHTd, v_BHTd) = block.query(u_BTD), block.key_value(u_BTD)
+                self._keep(layer, k_BHTd, v_BHTd)
             with span("attention", layer):
                 context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
             with span("rest", layer):

@@ -43,6 +43,7 @@ class PrismStrategy:
         self._model = context.model
         self._collectives = context.collectives
         self._timeline = context.timeline
+        self._keep = context.keep
         self._wire = config.wire
         self._rank = context.collectives.rank
         self._ranges = context.ranges
@@ -84,6 +85,7 @@ class PrismStrategy:
                 k_BHTd, v_BHTd = prepend_remote(remote_k, k_BHTd), prepend_remote(remote_v, v_BHTd)
             with span("attention", layer):
                 bias_S = self._key_bias if self._looked_at else None
+                self._keep(layer, k_BHTd, v_BHTd, bias_S)
                 context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal, key_bias_S=bias_S)
             with span("rest", layer):
                 x_BTD = block.finish(x_BTD, context_BTD)

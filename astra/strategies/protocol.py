@@ -15,7 +15,16 @@ from astra.models import ModelAdapter, ModelShape
 from astra.timeline import Timeline
 from astra.traffic import PlannedMessage
 
-__all__ = ["RankContext", "Request", "Strategy"]
+__all__ = ["Keep", "RankContext", "Request", "Strategy"]
+
+
+class Keep(Protocol):
+    """Takes what a rank attends to in a layer; the tensors are only lent."""
+
+    def __call__(self, layer: int, k_BHSd: Tensor, v_BHSd: Tensor, key_bias_S: Tensor | None = None) -> None: ...
+
+
+def _keep_nothing(layer: int, k_BHSd: Tensor, v_BHSd: Tensor, key_bias_S: Tensor | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class RankContext:
     timeline: Timeline
     codebook_folder: Path | None = None
     """What `astra fit` left for this config; only strategies that quantise read it."""
+    keep: Keep = _keep_nothing
+    """Called in every layer that this rank runs with the keys and values to generate from, once they are complete."""
 
 
 class Strategy(Protocol):

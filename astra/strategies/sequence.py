@@ -1,10 +1,13 @@
 """Sequence parallelism: each rank keeps its slice of tokens, and all-gathers the layer's input in every layer.
 
 Source: Voltage (Hu and Li, ICDCS 2024), position-wise partition. Each rank projects the keys and values of all tokens
-itself and attends for its own. With `wire: fp32` the answer equals `single`; narrower wires quantise what the peers
-see of a slice, never the slice itself. The class token belongs to rank 0, in front of its slice.
+that it looks at itself and attends for its own. With `wire: fp32` the answer equals `single`; narrower wires quantise
+what the peers see of a slice, never the slice itself. The class token belongs to rank 0, in front of its slice. In a
+causal model only later ranks look at a slice, so it goes to no others; the last rank, which has the answer's row, sees
+all of them.
 
-Traffic of one layer: from each rank its (T/N) rows of D to N − 1 peers.
+Traffic of one layer: from each rank its (T/N) rows of D to N − 1 peers, or to the later ones in a causal model, where
+the row of x that the head reads goes to rank 0 at the end.
 """
 
 from collections.abc import Sequence
@@ -12,10 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from astra.attention import attend, prepend_remote
+from astra.attention import attend, positions_of, prepend_remote
 from astra.config import SequenceConfig
 from astra.models import ModelShape
 from astra.partition import split
+from astra.slices import answer_rank, bring_answer, embed_slice, plan_answer, rows_per_rank
 from astra.strategies.protocol import RankContext, Request
 from astra.traffic import PlannedMessage, all_to_all
 from astra.transport import Tag
@@ -28,40 +32,47 @@ class SequenceStrategy:
     """Every rank runs every layer on its own tokens."""
 
     def __init__(self, context: RankContext, config: SequenceConfig):
+        shape, ranges = context.model.shape, context.ranges
         self._model = context.model
         self._collectives = context.collectives
         self._timeline = context.timeline
+        self._keep = context.keep
         self._wire = config.wire
-        self._own_tokens = context.ranges[context.collectives.rank]
-        self._num_rows = _rows_per_rank(context.model.shape, context.ranges)
+        self._own_tokens = ranges[context.collectives.rank]
+        self._num_rows = rows_per_rank(shape, ranges)
+        self._lookers = context.collectives.lookers(shape.causal)
+        self._looked_at = context.collectives.looked_at(shape.causal)
+        self._own_positions = positions_of([self._own_tokens])
+        self._remote_positions = positions_of(ranges[peer] for peer in self._looked_at)
 
     @torch.inference_mode()
     def forward(self, request: Request) -> Tensor | None:
-        """Run all layers on this rank's tokens; rank 0 reads the answer off its class token."""
-        model, span = self._model, self._timeline.span
+        """Run all layers on this rank's tokens; rank 0 reads the answer off the row that the head is for."""
+        model, rank, span = self._model, self._collectives.rank, self._timeline.span
         with span("embed"):
-            x_BTD = self._embed(request)
+            x_BTD = embed_slice(model, request.inputs, self._own_tokens, request.first_row, rank)
         for layer, block in enumerate(model.blocks):
             with span("encode", layer):
-                payload = encode(x_BTD.flatten(0, 1), self._wire)
+                payload = encode(x_BTD.flatten(0, 1), self._wire) if self._lookers else b""
             with span("send", layer):
-                pending = self._collectives.start_all_gather(Tag(request.index, layer, "slice"), payload)
+                tag = Tag(request.index, layer, "slice")
+                pending = self._collectives.start_exchange(tag, payload, to=self._lookers, of=self._looked_at)
             with span("rest", layer):  # while the slices are in flight
                 u_BTD = block.attention_input(x_BTD)
-                q_BHTd, (k_BHTd, v_BHTd) = block.query(u_BTD), block.key_value(u_BTD)
+                q_BHTd = block.query(u_BTD, self._own_positions)
+                k_BHTd, v_BHTd = block.key_value(u_BTD, self._own_positions)
+                self._keep(layer, k_BHTd, v_BHTd)  # each rank its slice
             with span("wait", layer):
                 payloads = pending.wait()
             with span("attention", layer):
                 if payloads:
-                    remote_k, remote_v = block.key_value(block.attention_input(self._decode(payloads, len(x_BTD))))
+                    remote_BRD = block.attention_input(self._decode(payloads, len(x_BTD)))
+                    remote_k, remote_v = block.key_value(remote_BRD, self._remote_positions)
                     k_BHTd, v_BHTd = prepend_remote(remote_k, k_BHTd), prepend_remote(remote_v, v_BHTd)
-                context_BTD = attend(q_BHTd, k_BHTd, v_BHTd)
+                context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
             with span("rest", layer):
                 x_BTD = block.finish(x_BTD, context_BTD)
-        if self._collectives.rank != 0:
-            return None
-        with span("head"):
-            return model.head(x_BTD[:, 0])
+        return self._answer(request, x_BTD[:, model.shape.answer_token])
 
     @staticmethod
     def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
@@ -72,16 +83,21 @@ class SequenceStrategy:
     def plan(
         shape: ModelShape, config: SequenceConfig, ranges: Sequence[range], weights: Sequence[float]
     ) -> list[PlannedMessage]:
-        """Send each rank's slice to every peer in every layer."""
-        sizes = [encoded_size(config.wire, rows, shape.width) for rows in _rows_per_rank(shape, ranges)]
-        return all_to_all(sizes, count=shape.num_layers)
+        """Send each rank's slice to whoever looks at it in every layer, then the answer's row to rank 0."""
+        sizes = [encoded_size(config.wire, rows, shape.width) for rows in rows_per_rank(shape, ranges)]
+        slices = all_to_all(sizes, count=shape.num_layers, causal=shape.causal)
+        return slices + plan_answer(shape, answer_rank(shape, len(ranges)))
 
-    def _embed(self, request: Request) -> Tensor:
-        """Embed this rank's tokens, on rank 0 behind the class token."""
-        content_BTD = self._model.embed_content(request.inputs, self._own_tokens, request.first_row)
-        if self._collectives.rank != 0:
-            return content_BTD
-        return torch.cat((self._model.embed_class(request.inputs.shape[0]), content_BTD), dim=1)
+    def _answer(self, request: Request, row_BD: Tensor) -> Tensor | None:
+        """Bring the answer's row to rank 0 and apply the head there."""
+        tag = Tag(request.index, self._model.shape.num_layers, "answer")
+        owner = answer_rank(self._model.shape, self._collectives.world_size)
+        with self._timeline.span("send" if self._collectives.rank == owner else "wait"):
+            answer_BD = bring_answer(self._collectives, tag, row_BD, owner)
+        if answer_BD is None:
+            return None
+        with self._timeline.span("head"):
+            return self._model.head(answer_BD)
 
     def _decode(self, payloads: dict[int, memoryview], batch: int) -> Tensor:
         """Return the peers' rows, x_BRD, in order of rank."""
@@ -91,8 +107,3 @@ class SequenceStrategy:
             for peer, payload in payloads.items()
         ]
         return torch.cat(slices, dim=1)
-
-
-def _rows_per_rank(shape: ModelShape, ranges: Sequence[range]) -> list[int]:
-    """Count each rank's tokens; rank 0 also has the class token."""
-    return [len(tokens) + (shape.num_class_tokens if rank == 0 else 0) for rank, tokens in enumerate(ranges)]

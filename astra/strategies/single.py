@@ -25,6 +25,7 @@ class SingleStrategy:
         self._model = context.model
         self._rank = context.collectives.rank
         self._timeline = context.timeline
+        self._keep = context.keep
 
     @torch.inference_mode()
     def forward(self, request: Request) -> Tensor | None:
@@ -33,18 +34,18 @@ class SingleStrategy:
             return None
         model, span = self._model, self._timeline.span
         with span("embed"):
-            content_BTD = model.embed_content(request.inputs, range(model.shape.num_content_tokens))
-            x_BTD = torch.cat((model.embed_class(request.inputs.shape[0]), content_BTD), dim=1)
+            x_BTD = model.embed(request.inputs)
         for layer, block in enumerate(model.blocks):
             with span("rest", layer):
                 u_BTD = block.attention_input(x_BTD)
                 q_BHTd, (k_BHTd, v_BHTd) = block.query(u_BTD), block.key_value(u_BTD)
+                self._keep(layer, k_BHTd, v_BHTd)
             with span("attention", layer):
-                context_BTD = attend(q_BHTd, k_BHTd, v_BHTd)
+                context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
             with span("rest", layer):
                 x_BTD = block.finish(x_BTD, context_BTD)
         with span("head"):
-            return model.head(x_BTD[:, 0])
+            return model.head(x_BTD[:, model.shape.answer_token])
 
     @staticmethod
     def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:

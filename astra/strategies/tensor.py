@@ -40,6 +40,7 @@ class TensorStrategy:
         self._model = context.model
         self._rank = context.collectives.rank
         self._timeline = context.timeline
+        self._keep = context.keep
         self._ring = Ring(context.collectives, context.timeline, config.wire)
         shape = context.model.shape
         heads = split(shape.num_heads, context.weights)[self._rank]
@@ -56,6 +57,7 @@ class TensorStrategy:
             with span("rest", layer):
                 u_BTD = block.attention_input(x_BTD)
                 q_BHTd, (k_BHTd, v_BHTd) = shard.query(u_BTD), shard.key_value(u_BTD)
+                self._keep(layer, k_BHTd, v_BHTd)
             with span("attention", layer):
                 context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
             with span("rest", layer):

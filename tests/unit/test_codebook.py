@@ -25,7 +25,7 @@ class Projection:
         self.key_value_weight = torch.randn(2 * WIDTH, WIDTH)
         self.key_value_bias = torch.randn(2 * WIDTH) if bias else None
 
-    def key_value(self, u_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def key_value_unrotated(self, u_BTD: Tensor) -> tuple[Tensor, Tensor]:
         k_BTD, v_BTD = torch.nn.functional.linear(u_BTD, self.key_value_weight, self.key_value_bias).chunk(2, dim=-1)
         return split_heads(k_BTD, NUM_HEADS), split_heads(v_BTD, NUM_HEADS)
 
