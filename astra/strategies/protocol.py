@@ -21,10 +21,11 @@ __all__ = ["Keep", "RankContext", "Request", "Strategy"]
 class Keep(Protocol):
     """Takes what a rank attends to in a layer; the tensors are only lent."""
 
-    def __call__(self, layer: int, k_BHSd: Tensor, v_BHSd: Tensor, key_bias_S: Tensor | None = None) -> None: ...
+    def __call__(self, layer: int, k_BJSd: Tensor, v_BJSd: Tensor, key_bias_S: Tensor | None = None) -> None:
+        """Take one layer's J heads of S keys and values, and what is added to the score of each key, if anything."""
 
 
-def _keep_nothing(layer: int, k_BHSd: Tensor, v_BHSd: Tensor, key_bias_S: Tensor | None = None) -> None: ...
+def _keep_nothing(layer: int, k_BJSd: Tensor, v_BJSd: Tensor, key_bias_S: Tensor | None = None) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""Decode with heads and hidden units split over the ranks: two all-reduces of one row a layer.
+
+Each rank has the keys and values of its heads for all tokens. Used after the prefills of `tensor` (Megatron-LM) and of
+`galaxy`, whose tiles of tokens a single token cannot be cut into. Rank 0 scores and chooses, and tells the others.
+
+The row is cut into pieces of one head's width, which the ring takes for its tiles: 2·(N - 1) hops of about D/N.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from astra.cache import KeyValueCache
+from astra.decoding.protocol import Step, embed_token
+from astra.models import ModelShape
+from astra.partition import split
+from astra.ring import Ring, add_bias, even_tiles, plan_all_gather, plan_reduce_scatter
+from astra.strategies import RankContext
+from astra.strategy_config import GalaxyConfig, TensorConfig
+from astra.traffic import PlannedMessage
+from astra.transport import Tag
+
+__all__ = ["TensorDecoder"]
+
+ALL_REDUCES_PER_LAYER = 2
+
+
+class TensorDecoder:
+    """Every rank runs every layer with its share of the weights."""
+
+    def __init__(self, context: RankContext, config: TensorConfig | GalaxyConfig, cache: KeyValueCache):
+        self._model = context.model
+        self._cache = cache
+        self._rank = context.collectives.rank
+        self._timeline = context.timeline
+        self._ring = Ring(context.collectives, context.timeline, config.wire)
+        shape = context.model.shape
+        heads = split(shape.num_heads, context.weights)[self._rank]
+        hidden = split(shape.mlp_width, context.weights)[self._rank]
+        self._shards = [block.shard(heads, hidden) for block in context.model.blocks]
+
+    @torch.inference_mode()
+    def step(self, step: Step) -> Tensor | None:
+        """Bring the token through all layers on all ranks; rank 0 scores it."""
+        model, span = self._model, self._timeline.span
+        with span("embed"):
+            x_B1D, position = embed_token(model, step)
+        for layer, (block, shard) in enumerate(zip(model.blocks, self._shards, strict=True)):
+            with span("rest", layer):
+                u_B1D = block.attention_input(x_B1D)
+                q_BH1d = shard.query(u_B1D, position)
+                self._cache.extend(layer, *shard.key_value(u_B1D, position))
+            with span("attention", layer):
+                context_B1D = self._cache.attend(layer, q_BH1d).context.flatten(1)[:, None]
+            with span("rest", layer):
+                part_B1D = shard.output(context_B1D)
+            out_B1D = self._sum(Tag(step.index, layer, "attention"), part_B1D)
+            with span("rest", layer):
+                a_B1D = block.after_attention(x_B1D, add_bias(out_B1D, block.output_bias))
+                part_B1D = shard.mlp(block.mlp_input(a_B1D))
+            m_B1D = self._sum(Tag(step.index, layer, "mlp"), part_B1D)
+            with span("rest", layer):
+                x_B1D = block.after_mlp(a_B1D, add_bias(m_B1D, block.mlp_bias))
+        if self._rank != 0:
+            return None
+        with span("head"):
+            return model.head(x_B1D[:, 0])
+
+    @staticmethod
+    def home(world_size: int) -> int:
+        """Choose on the terminal."""
+        return 0
+
+    @staticmethod
+    def embedders(world_size: int) -> Sequence[int]:
+        """Tell all ranks."""
+        return range(world_size)
+
+    @staticmethod
+    def holders(world_size: int) -> Sequence[int]:
+        """Keep the caches of all ranks."""
+        return range(world_size)
+
+    @staticmethod
+    def plan(shape: ModelShape, config: TensorConfig | GalaxyConfig, world_size: int) -> list[PlannedMessage]:
+        """Reduce and gather one row twice a layer."""
+        if world_size == 1:
+            return []
+        tiles = [len(tile) for tile in even_tiles(shape.num_heads, world_size)]
+        width, count = shape.width // shape.num_heads, ALL_REDUCES_PER_LAYER * shape.num_layers
+        return [
+            *plan_reduce_scatter(tiles, width, config.wire, count),
+            *plan_all_gather(tiles, width, config.wire, count),
+        ]
+
+    def _sum(self, tag: Tag, part_B1D: Tensor) -> Tensor:
+        """Add up the ranks' rows."""
+        pieces = part_B1D.view(len(part_B1D), self._model.shape.num_heads, -1)
+        return self._ring.all_reduce(tag, pieces).view(part_B1D.shape)
