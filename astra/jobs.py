@@ -50,6 +50,12 @@ class Job:
     """What the strategy itself sends for one request."""
     codebook_folder: Path | None
 
+    def bytes_sent(self) -> list[int]:
+        """Return the payload that each rank sends for one request, input placement not included."""
+        return [
+            bytes_of(message for message in self.messages if message.source == rank) for rank in range(len(self.ranges))
+        ]
+
     def predict(self, images: InputConfig, pixels_NCYX: NDArray[np.uint8]) -> Prediction:
         """Predict the traffic of one request: the mean over the images."""
         requests = self._per_request(images, pixels_NCYX)

@@ -7,15 +7,26 @@ Agreement and speed-up compare with `single`, which is listed first where it is 
 Knows nothing of processes, networks and models.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from astra.config import StrategyConfig
 
-__all__ = ["SPAN_NAMES", "Answer", "LinkTotals", "StrategyResult", "label", "request_row", "summary_row"]
+__all__ = [
+    "SPAN_NAMES",
+    "Answer",
+    "LinkTotals",
+    "RankCounts",
+    "StrategyResult",
+    "label",
+    "rank_rows",
+    "request_row",
+    "summary_row",
+]
 
 Row = dict[str, str | int | float | bool | None]
 
@@ -68,6 +79,27 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class RankCounts:
+    """What one rank counted while it served a strategy."""
+
+    links: LinkTotals | None
+    """The links that end at its device, between the marks; None where nobody counts."""
+    flops: int | None
+    """Of one request; None without a warm-up request, during which they are counted."""
+
+    def to_json(self) -> bytes:
+        """Pack for the way to rank 0."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, packed: bytes | memoryview) -> "RankCounts":
+        """Unpack what another rank's `to_json` made."""
+        values = json.loads(bytes(packed))
+        links = values["links"]
+        return cls(None if links is None else LinkTotals(**links), values["flops"])
+
+
+@dataclass(frozen=True)
 class StrategyResult:
     """All measured requests of one strategy."""
 
@@ -78,8 +110,16 @@ class StrategyResult:
     """Payload of a request, all ranks and links together."""
     expected_bytes: float
     """The same with framing, headers and acknowledgements, and the words that ranks exchange about requests."""
-    counted: LinkTotals | None
-    """All links between the marks; None where nobody counts."""
+    counts: Sequence[RankCounts]
+    """Of every rank, in order."""
+    burst_rps: float | None = None
+    """Requests per second with several under way at once; None for strategies that take one after the other."""
+
+    @property
+    def counted(self) -> LinkTotals | None:
+        """All links between the marks; None where nobody counts."""
+        parts = [count.links for count in self.counts if count.links is not None]
+        return LinkTotals.sum(parts) if parts else None
 
 
 def label(strategy: StrategyConfig) -> str:
@@ -106,12 +146,16 @@ def summary_row(result: StrategyResult, reference: Sequence[Answer] | None) -> R
     count, counted = len(result.answers), result.counted
     median_s = _latency_s(result.answers, 50)
     agreements = [found for answer in result.answers if (found := _agreement(answer, reference)) is not None]
+    total_s = sum(answer.latency_s for answer in result.answers)
+    flops = [counts.flops for counts in result.counts if counts.flops is not None]
     return {
         **_identity(result.strategy, result.placement),
         "requests": count,
         "latency_p50_s": median_s,
         "latency_p95_s": _latency_s(result.answers, 95),
         "speedup_vs_single": None if reference is None else _latency_s(reference, 50) / median_s,
+        "throughput_rps": count / total_s if result.burst_rps is None else result.burst_rps,
+        "flops_per_request_max_rank": max(flops) if flops else None,
         "bytes_per_request_predicted": round(result.predicted_bytes),
         "bytes_per_request_expected": round(result.expected_bytes),
         "bytes_per_request_counted": None if counted is None else round(counted.bytes / count),
@@ -119,6 +163,19 @@ def summary_row(result: StrategyResult, reference: Sequence[Answer] | None) -> R
         "agreement_cosine": float(np.mean([cosine for cosine, _ in agreements])) if agreements else None,
         "agreement_top1_pct": 100 * float(np.mean([same for _, same in agreements])) if agreements else None,
     }
+
+
+def rank_rows(result: StrategyResult, sent_bytes: Sequence[int]) -> list[Row]:
+    """Make the rows of `ranks`: what one request costs each rank; `sent_bytes` is the payload that each one sends."""
+    return [
+        {
+            **_identity(result.strategy, result.placement),
+            "rank": rank,
+            "flops_per_request": counts.flops,
+            "bytes_sent_per_request_predicted": sent_bytes[rank],
+        }
+        for rank, counts in enumerate(result.counts)
+    ]
 
 
 def _identity(strategy: StrategyConfig, placement: str) -> Row:

@@ -13,6 +13,7 @@
         ◄──────────────── done ─────────────────────  .
       ── end ──►  mark end                            mark end
       ◄────────────── counters ─────────────────────  .
+      ── start ──►  requests with several under way, `done`: only strategies that can
       report
 
 Every word is an empty message over the same transport as the strategy's own. Between the marks lie, apart from the
@@ -21,11 +22,9 @@ strategies' messages, one `start` and one `done` a peer and request, and one `en
 """
 
 import gc
-import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +38,12 @@ from astra.config import BenchConfig
 from astra.data import load_images, to_input
 from astra.environment import Environment
 from astra.errors import AstraError, ConfigError
+from astra.flops import counted_flops
 from astra.jobs import Job, plan_jobs
-from astra.measure import Answer, LinkTotals, StrategyResult, label, request_row, summary_row
+from astra.measure import Answer, LinkTotals, RankCounts, StrategyResult, label, rank_rows, request_row, summary_row
 from astra.models import ModelAdapter, load_model
 from astra.reporting import Links, Reporter
-from astra.strategies import STRATEGIES, RankContext, Request, Strategy
+from astra.strategies import STRATEGIES, RankContext, Request, ServesMany, Strategy
 from astra.timeline import Timeline
 from astra.transport import Tag, Transport
 from astra.transport.zeromq import connect as connect_zeromq
@@ -58,6 +58,9 @@ TRACE_FILE = "timeline.json"
 
 MAX_IMAGES = 128
 """Most images held in memory; later requests ask about them again. 100 MB at 512 x 512 pixels."""
+
+BURST_ROUNDS = 2
+"""Fewest times that all places for requests under way are filled while throughput is measured."""
 
 SETTLE_S = 0.1
 """Wait around a mark: longer than TCP delays an acknowledgement (40 ms), so that none falls on the wrong side."""
@@ -127,9 +130,10 @@ class _Rank:
                     codebook_folder=job.codebook_folder,
                 )
                 strategy = STRATEGIES[job.strategy.name](context, job.strategy)
-            answers, counted = self._serve_strategy(job, strategy)
+            answers, counts = self._serve_strategy(job, strategy)
+            burst_rps = self._serve_burst(job, strategy)
             if self._rank == 0:
-                results.append(self._report(job, answers, counted))
+                results.append(self._report(job, answers, counts, burst_rps))
         return results
 
     def write_trace(self, folder: Path) -> None:
@@ -141,15 +145,21 @@ class _Rank:
             others = [Timeline.from_bytes(spans) for spans in packed.values()]
             self._timeline.write_chrome_trace(folder / TRACE_FILE, others)
 
-    def _serve_strategy(self, job: Job, strategy: Strategy) -> tuple[list[Answer], LinkTotals | None]:
-        """Warm up, then serve the measured requests between two marks; the answers are on rank 0 only."""
+    def _serve_strategy(self, job: Job, strategy: Strategy) -> tuple[list[Answer], list[RankCounts]]:
+        """Warm up, then serve the measured requests between two marks; the answers and counts are on rank 0 only.
+
+        Operations are counted during the first warm-up request, since counting takes time.
+        """
         name, warmup, requests = label(job.strategy), self._config.warmup, self._config.requests
         answers: list[Answer] = []
+        flops: int | None = None
         if job.strategy.name == "single":
             self._reference = answers
         for number in range(warmup):
             with self._named(f"{name}, warm-up request {number + 1} of {warmup}"):
-                self._serve(job, strategy, number)
+                with counted_flops() if number == 0 else nullcontext() as count:
+                    self._serve(job, strategy, number)
+                flops = flops if count is None else count.total
                 self._progress(name, number + 1)
         with self._named(f"{name}, begin mark"):
             begin = self._mark_begin(name)
@@ -163,8 +173,27 @@ class _Rank:
                         self._reporter.row("requests", request_row(job.strategy, placed, answer, self._reference))
                     self._progress(name, warmup + number + 1)
         with self._named(f"{name}, end mark"):
-            counted = self._count_until_end(name, begin)
-        return answers, counted
+            counts = self._count_until_end(name, begin, flops)
+        return answers, counts
+
+    def _serve_burst(self, job: Job, strategy: Strategy) -> float | None:
+        """Serve requests with several under way at once, if the strategy can; return requests per second on rank 0."""
+        if not isinstance(strategy, ServesMany):
+            return None
+        first, count = self._next_request, max(self._config.requests, BURST_ROUNDS * strategy.in_flight)
+        self._next_request += count
+        requests = (
+            Request(first + number, self._inputs(job, first + number, number), job.bands[self._rank].start)
+            for number in range(count)
+        )
+        with self._named(f"{label(job.strategy)}, {count} requests with {strategy.in_flight} under way"):
+            self._collectives.broadcast(Tag(first, 0, "start"), b"" if self._rank == 0 else None)
+            start_s = time.perf_counter()
+            for _ in strategy.forward_many(requests):
+                pass
+            duration_s = time.perf_counter() - start_s
+            self._collectives.gather(Tag(first + count - 1, 0, "done"), b"")
+        return count / duration_s
 
     def _serve(self, job: Job, strategy: Strategy, number: int) -> Answer | None:
         """Serve one request with all ranks; rank 0 returns when every peer is done with it.
@@ -221,24 +250,23 @@ class _Rank:
             self._collectives.gather(ready, b"")
         return links
 
-    def _count_until_end(self, name: str, begin: Links | None) -> LinkTotals | None:
-        """Mark on every rank and sum on rank 0 what all links carried since `begin`; None if nobody counts."""
+    def _count_until_end(self, name: str, begin: Links | None, flops: int | None) -> list[RankCounts]:
+        """Mark on every rank and bring to rank 0 what each one counted since `begin`; nothing elsewhere."""
         last = self._next_request - 1
         self._collectives.broadcast(Tag(last, 0, "end"), b"" if self._rank == 0 else None)
         time.sleep(SETTLE_S)
         end = self._reporter.mark(f"{name}:end")
         if self._rank != 0:
             time.sleep(SETTLE_S)  # rank 0 has marked by then, so that its counters do not hold this message
-        own = None if begin is None or end is None else LinkTotals.between(begin, end)
-        payload = json.dumps(None if own is None else asdict(own)).encode()
-        payloads = self._collectives.gather(Tag(last, 0, "counters"), payload)
-        if payloads is None or own is None:
-            return None
-        parts = [json.loads(bytes(part)) for part in payloads.values()]
-        return LinkTotals.sum([own, *(LinkTotals(**part) for part in parts if part is not None)])
+        links = None if begin is None or end is None else LinkTotals.between(begin, end)
+        own = RankCounts(links, flops)
+        payloads = self._collectives.gather(Tag(last, 0, "counters"), own.to_json())
+        return [] if payloads is None else [own, *(RankCounts.from_json(part) for part in payloads.values())]
 
-    def _report(self, job: Job, answers: list[Answer], counted: LinkTotals | None) -> StrategyResult:
-        """Write the strategy's row on rank 0."""
+    def _report(
+        self, job: Job, answers: list[Answer], counts: list[RankCounts], burst_rps: float | None
+    ) -> StrategyResult:
+        """Write the strategy's row, and one for each rank, on rank 0."""
         assert self._pixels_NCYX is not None, "rank 0 has the images"
         images = self._config.input
         predicted = job.predict(images, self._pixels_NCYX)
@@ -248,9 +276,12 @@ class _Rank:
             answers=answers,
             predicted_bytes=predicted.payload_bytes,
             expected_bytes=predicted.link_bytes,
-            counted=counted,
+            counts=counts,
+            burst_rps=burst_rps,
         )
         self._reporter.row("summary", summary_row(result, self._reference))
+        for row in rank_rows(result, job.bytes_sent()):
+            self._reporter.row("ranks", row)
         return result
 
     def _progress(self, name: str, done: int) -> None:

@@ -18,13 +18,13 @@ from astra.strategies.block import BlockStrategy
 from astra.strategies.galaxy import GalaxyStrategy
 from astra.strategies.pipeline import PipelineStrategy
 from astra.strategies.prism import PrismStrategy
-from astra.strategies.protocol import RankContext, Request, Strategy
+from astra.strategies.protocol import RankContext, Request, ServesMany, Strategy
 from astra.strategies.sequence import SequenceStrategy
 from astra.strategies.single import SingleStrategy
 from astra.strategies.tensor import TensorStrategy
 from astra.traffic import PlannedMessage, bytes_of
 
-__all__ = ["STRATEGIES", "RankContext", "Request", "Strategy", "predict_bytes", "predict_messages"]
+__all__ = ["STRATEGIES", "RankContext", "Request", "ServesMany", "Strategy", "predict_bytes", "predict_messages"]
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "single": SingleStrategy,

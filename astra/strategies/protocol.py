@@ -3,10 +3,10 @@
 Apart from the registry, so that a strategy imports this and never another strategy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from astra.models import ModelAdapter, ModelShape
 from astra.timeline import Timeline
 from astra.traffic import PlannedMessage
 
-__all__ = ["Keep", "RankContext", "Request", "Strategy"]
+__all__ = ["Keep", "RankContext", "Request", "ServesMany", "Strategy"]
 
 
 class Keep(Protocol):
@@ -76,3 +76,14 @@ class Strategy(Protocol):
     @staticmethod
     def plan(shape: ModelShape, config: Any, ranges: Sequence[range], weights: Sequence[float]) -> list[PlannedMessage]:
         """Return every message of one request of batch 1, input placement not included. Pure."""
+
+
+@runtime_checkable
+class ServesMany(Protocol):
+    """What a strategy has besides if it can have several requests under way at once."""
+
+    in_flight: int
+    """Most requests under way."""
+
+    def forward_many(self, requests: Iterable[Request]) -> Iterator[Tensor | None]:
+        """Take part in answering the requests in order; yield what `forward` would return for each."""

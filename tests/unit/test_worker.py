@@ -19,9 +19,11 @@ from astra.config import (
     BenchConfig,
     InputConfig,
     ModelConfig,
+    PipelineConfig,
     SequenceConfig,
     SingleConfig,
     StrategyConfig,
+    TensorConfig,
 )
 from astra.environment import Environment
 from astra.errors import ConfigError, PeerTimeoutError
@@ -222,6 +224,31 @@ def test_worker_reports_a_row_per_request_and_strategy(tmp_path: Path):
     for row in rows["requests"]:
         spans = [value for name, value in row.items() if name.endswith("_s") and name != "latency_s"]
         assert 0 < sum(value for value in spans if isinstance(value, float)) <= row["latency_s"]  # type: ignore[operator]
+
+
+def test_worker_reports_throughput_with_requests_under_way(tmp_path: Path):
+    world = served(bench(SINGLE, PipelineConfig(in_flight=3), TensorConfig(), requests=2), tmp_path)
+    rows = world.summary()
+    total_s = sum(row["latency_s"] for row in world.notebooks[0].rows["requests"][:2])  # type: ignore[misc]
+    assert rows["single"]["throughput_rps"] == pytest.approx(2 / total_s)
+    stages = [tag.request for _, tag, _ in world.recorders[0].sent if tag.phase == "stage"]
+    assert len(stages) == 2 + 6, "two measured requests, then places for three filled twice"
+    assert world.results[1].burst_rps is not None
+    assert rows["pipeline wire=fp32"]["throughput_rps"] == world.results[1].burst_rps
+    assert rows["tensor wire=fp32"]["agreement_top1_pct"] == 100.0
+
+
+def test_worker_counts_operations_of_every_rank_during_warm_up(tmp_path: Path):
+    world = served(bench(SINGLE, TensorConfig(), warmup=1), tmp_path)
+    rows = world.notebooks[0].rows["ranks"]
+    assert [(row["strategy"], row["rank"]) for row in rows] == [
+        (name, rank) for name in ("single", "tensor") for rank in (0, 1)
+    ]
+    alone, idle, first, second = (row["flops_per_request"] for row in rows)
+    assert (idle, rows[0]["bytes_sent_per_request_predicted"]) == (0, 0)
+    assert 0.5 < second / alone < first / alone < 0.6, "half the layers each; the head is rank 0's"  # type: ignore[operator]
+    assert world.summary()["tensor wire=fp32"]["flops_per_request_max_rank"] == first
+    assert served(bench(SINGLE, warmup=0), tmp_path).summary()["single"]["flops_per_request_max_rank"] is None
 
 
 def test_worker_without_single_leaves_comparisons_empty(tmp_path: Path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from astra.config import AstraConfig, SingleConfig
-from astra.measure import Answer, LinkTotals, StrategyResult, label, request_row, summary_row
+from astra.measure import Answer, LinkTotals, RankCounts, StrategyResult, label, rank_rows, request_row, summary_row
 from astra.overhead import FRAME_HEADER_BYTES, SEGMENT_BYTES, bytes_on_links
 from astra.traffic import PlannedMessage
 from astra.transport import framed_size
@@ -16,8 +16,8 @@ def answer(request: int, latency_s: float, logits: np.ndarray = EAST) -> Answer:
     return Answer(request, latency_s, logits, {"wait": 0.5})
 
 
-def result(answers: list[Answer], counted: LinkTotals | None = None) -> StrategyResult:
-    return StrategyResult(AstraConfig(), "replicated", answers, 1000.4, 1500.0, counted)
+def result(answers: list[Answer], *counts: RankCounts, burst_rps: float | None = None) -> StrategyResult:
+    return StrategyResult(AstraConfig(), "replicated", answers, 1000.4, 1500.0, counts, burst_rps)
 
 
 def test_label_names_strategy_and_settings():
@@ -41,9 +41,37 @@ def test_summary_agreement_compares_answers_about_the_same_image():
 
 
 def test_summary_divides_counted_frames_by_requests():
-    row = summary_row(result([answer(0, 1.0), answer(1, 1.0)], LinkTotals(4001, 7, 3)), None)
+    row = summary_row(
+        result(
+            [answer(0, 1.0), answer(1, 1.0)],
+            RankCounts(LinkTotals(4000, 5, 3), None),
+            RankCounts(LinkTotals(1, 2, 0), None),
+        ),
+        None,
+    )
     assert row["bytes_per_request_counted"] == 2000
     assert row["packets_lost_per_request"] == 1.5
+
+
+def test_summary_names_the_busiest_rank_and_the_throughput():
+    answers = [answer(0, 1.0), answer(1, 3.0)]
+    row = summary_row(result(answers, RankCounts(None, 7), RankCounts(None, 9)), None)
+    assert (row["flops_per_request_max_rank"], row["throughput_rps"]) == (9, 0.5)
+    assert summary_row(result(answers, burst_rps=4.0), None)["throughput_rps"] == 4.0
+    assert summary_row(result(answers, RankCounts(None, None)), None)["flops_per_request_max_rank"] is None
+
+
+def test_rank_rows_have_operations_and_bytes_of_each_rank():
+    rows = rank_rows(result([answer(0, 1.0)], RankCounts(None, 7), RankCounts(None, 9)), [100, 200])
+    assert [(row["rank"], row["flops_per_request"], row["bytes_sent_per_request_predicted"]) for row in rows] == [
+        (0, 7, 100),
+        (1, 9, 200),
+    ]
+
+
+def test_rank_counts_survive_the_way_to_rank_0():
+    for counts in (RankCounts(LinkTotals(1, 2, 3), 4), RankCounts(None, None)):
+        assert RankCounts.from_json(memoryview(counts.to_json())) == counts
 
 
 def test_request_row_has_every_span_and_only_plain_values():
