@@ -1,4 +1,4 @@
-"""Counted operations equal the formulas, whatever path attention takes, and reproduce PRISM's published saving."""
+"""Counted operations equal the formulas, whatever path attention takes."""
 
 from typing import Any
 
