@@ -1,4 +1,4 @@
-"""What `astra bench` and `astra fit` are asked to do, as frozen and strict pydantic models.
+"""What `astra bench`, `astra generate` and `astra fit` are asked to do, as frozen and strict pydantic models.
 
 Holds what one field can say about itself; `config_file` reads files and checks fields against one another.
 Pure, and free of torch, so that checking a config takes a fraction of a second.
@@ -32,6 +32,7 @@ __all__ = [
     "BenchConfig",
     "BlockConfig",
     "GalaxyConfig",
+    "GenerationConfig",
     "InputConfig",
     "ModelConfig",
     "PipelineConfig",
@@ -106,6 +107,19 @@ class InputConfig(Section):
     """How `terminal` sends pixels: 3 bytes a pixel, or PNG (lossless). Token ids are sent in as few bits as fit."""
 
 
+class GenerationConfig(Section):
+    """How texts go on after their `model.num_tokens` tokens; only for `astra generate`."""
+
+    max_new_tokens: int = Field(ge=1)
+    """Tokens of every continuation: always as many, also past an end of text, so that all strategies do equal work."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Divides the scores before a token is drawn; 0 takes the best token."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Draw among this many best tokens; None for all."""
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Decides what is drawn, together with the number of the text and of the token."""
+
+
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -142,6 +156,8 @@ class BenchConfig(Section):
     """Requests per strategy that are served first and not counted."""
     partition: Annotated[Literal["even", "cpus"] | tuple[float, ...], BeforeValidator(_named_or_weights)] = "even"
     """How work is dealt to the ranks: alike, by the CPU share of each device, or by these weights."""
+    generation: GenerationConfig | None = None
+    """What `astra generate` is to make of each input; `astra bench` has none."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for any one message, and for every rank to show up."""
 

@@ -8,13 +8,14 @@ name and with a checkpoint's own `config.json`. Loads no weights, no images and 
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from astra import faults
-from astra.config import AstraConfig, BenchConfig, InputConfig, ModelConfig, StrategyConfig
+from astra.config import AstraConfig, BenchConfig, GenerationConfig, InputConfig, ModelConfig, StrategyConfig
 from astra.errors import ConfigError
+from astra.generation_faults import generation_faults, unsuited_strategies
 from astra.model_faults import model_faults
 from astra.presets import sizes_of
 from astra.strategy_config import AnyStrategy
@@ -22,6 +23,7 @@ from astra.strategy_config import AnyStrategy
 __all__ = [
     "IMAGE_SUFFIXES",
     "TEXT_SUFFIXES",
+    "Command",
     "folder_faults",
     "image_files",
     "load_config",
@@ -38,20 +40,25 @@ MIN_FILES = 2
 _SECTIONS: dict[str | int, type[BaseModel]] = {
     "model": ModelConfig,
     "input": InputConfig,
+    "generation": GenerationConfig,
     **{kind.model_fields["name"].default: kind for kind in get_args(AnyStrategy)},
 }
 
 
-def load_config(path: Path) -> BenchConfig:
+Command = Literal["bench", "generate", "fit"]
+"""What the file is read for: `generation` is for `generate` alone, and `fit` takes the files of both."""
+
+
+def load_config(path: Path, command: Command = "fit") -> BenchConfig:
     """Read and check the JSON file at `path`. Raises ConfigError with every fault found."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: the file must be readable text, got {error}; check the path"]) from error
-    return parse_config(text, where=path.name)
+    return parse_config(text, where=path.name, command=command)
 
 
-def parse_config(text: str, *, where: str) -> BenchConfig:
+def parse_config(text: str, *, where: str, command: Command = "fit") -> BenchConfig:
     """Check the JSON in `text`; `where` begins every message. Raises ConfigError with every fault found."""
     try:
         raw = json.loads(text, object_pairs_hook=_unique_keys)
@@ -62,7 +69,8 @@ def parse_config(text: str, *, where: str) -> BenchConfig:
         config = BenchConfig.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         found = faults.render(where, error, known_keys=_known_keys, plain=_without_tags)
-    found += _cross_faults(where, raw if isinstance(raw, dict) else {})
+    if isinstance(raw, dict):
+        found += _cross_faults(where, raw) + _generation_faults(where, raw, command)
     if found or config is None:
         raise ConfigError(found)
     return config
@@ -114,9 +122,28 @@ def _cross_faults(where: str, raw: dict[str, Any]) -> list[str]:
     return found
 
 
+def _generation_faults(where: str, raw: dict[str, Any], command: Command) -> list[str]:
+    """Find what is wrong with `generation`, if the command has any, and with the rest of the file for it."""
+    given = raw.get("generation")
+    if given is None:
+        needed = f"{where}: generation must be given, got nothing; add the key 'generation'"
+        return [needed] if command == "generate" else []
+    if command == "bench":
+        return [faults.fault(where, ("generation",), "left out", given, "or run `astra generate`")]
+    entries, found = raw.get("strategies"), list[str]()
+    if isinstance(entries, list):
+        found += unsuited_strategies(where, [_valid(_STRATEGY, entry) for entry in entries])
+    generation = _valid(_GENERATION, given)
+    model = _valid(_MODEL, raw.get("model"))
+    if generation is not None:
+        found += generation_faults(where, generation, model if model and not model_faults(where, model) else None)
+    return found
+
+
 _STRATEGY: TypeAdapter[AnyStrategy] = TypeAdapter(StrategyConfig)
 _MODEL = TypeAdapter(ModelConfig)
 _INPUT = TypeAdapter(InputConfig)
+_GENERATION = TypeAdapter(GenerationConfig)
 _Strategies = list[AnyStrategy | None]
 
 
