@@ -21,49 +21,23 @@ strategies' messages, one `start` and one `done` a peer and request, and one `en
 `start` is inside latency_s, `done` is not; rank 0 waits for all of them so that requests do not overlap.
 """
 
-import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import nullcontext
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from astra import placement
-from astra.collectives import Collectives
 from astra.config import BenchConfig
-from astra.data import load_images, to_input
 from astra.environment import Environment
-from astra.errors import AstraError, ConfigError
 from astra.flops import counted_flops
-from astra.jobs import Job, plan_jobs
+from astra.jobs import Job
 from astra.measure import Answer, LinkTotals, RankCounts, StrategyResult, label, rank_rows, request_row, summary_row
-from astra.models import ModelAdapter, load_model
+from astra.rank import Connect, Rank, World, connect_zeromq, connected, quiet_collector
 from astra.reporting import Links, Reporter
-from astra.strategies import STRATEGIES, RankContext, Request, ServesMany, Strategy
-from astra.timeline import Timeline
-from astra.transport import Tag, Transport
-from astra.transport.zeromq import connect as connect_zeromq
+from astra.strategies import STRATEGIES, Request, ServesMany, Strategy
+from astra.transport import Tag
 
-__all__ = ["TRACE_FILE", "Connect", "run_rank"]
-
-Connect = Callable[[int, int, str, int, float], Transport]
-"""Takes rank, world size, master address, master port and a timeout in seconds."""
-
-TRACE_FILE = "timeline.json"
-"""All ranks' spans as a Chrome trace, written by rank 0."""
-
-MAX_IMAGES = 128
-"""Most images held in memory; later requests ask about them again. 100 MB at 512 x 512 pixels."""
+__all__ = ["run_rank"]
 
 BURST_ROUNDS = 2
 """Fewest times that all places for requests under way are filled while throughput is measured."""
-
-SETTLE_S = 0.1
-"""Wait around a mark: longer than TCP delays an acknowledgement (40 ms), so that none falls on the wrong side."""
 
 
 def run_rank(
@@ -72,48 +46,21 @@ def run_rank(
     """Be one rank of a benchmark from start to end; return the results on rank 0, and an empty list elsewhere.
 
     Raises:
-        ConfigError: The config does not fit this world, or codebooks, checkpoint or images cannot be read.
+        ConfigError: The config does not fit this world, or codebooks, checkpoint or inputs cannot be read.
         AstraError: A peer did not answer or a message could not be read; names rank, strategy and request.
     """
-    if environment.num_threads is not None:
-        torch.set_num_threads(environment.num_threads)
-    model = load_model(config.model)
-    jobs = plan_jobs(config, model, environment.world_size)
-    has_images = environment.rank == 0 or config.input.placement == "replicated"
-    count = min(config.requests, MAX_IMAGES)
-    pixels_NCYX = load_images(config.input, config.model, count, "request") if has_images else None
-    address = (environment.master_addr, environment.master_port)
-    transport = connect(environment.rank, environment.world_size, *address, config.timeout_s)
-    complete = False
-    try:
-        rank = _Rank(config, model, pixels_NCYX, Collectives(transport, config.timeout_s), reporter)
-        results = rank.serve_all(jobs)
+    with connected(config, environment, connect) as world:
+        rank = _Rank(config, world, reporter)
+        results = rank.serve_all(world.jobs)
         rank.write_trace(environment.out)
-        complete = True
-    finally:
-        transport.close(abort=not complete)
     return results
 
 
-class _Rank:
-    """One rank that is connected to all others."""
+class _Rank(Rank):
+    """One rank of a benchmark."""
 
-    def __init__(
-        self,
-        config: BenchConfig,
-        model: ModelAdapter,
-        pixels_NCYX: NDArray[np.uint8] | None,
-        collectives: Collectives,
-        reporter: Reporter,
-    ):
-        self._config = config
-        self._model = model
-        self._pixels_NCYX = pixels_NCYX
-        self._collectives = collectives
-        self._reporter = reporter
-        self._rank = collectives.rank
-        self._timeline = Timeline(collectives.rank)
-        self._next_request = 0
+    def __init__(self, config: BenchConfig, world: World, reporter: Reporter):
+        super().__init__(config, world, reporter)
         self._reference: list[Answer] | None = None
 
     def serve_all(self, jobs: list[Job]) -> list[StrategyResult]:
@@ -121,29 +68,12 @@ class _Rank:
         results = []
         for job in jobs:
             with self._named(f"{label(job.strategy)}, getting ready"):
-                context = RankContext(
-                    model=self._model,
-                    collectives=self._collectives,
-                    ranges=job.ranges,
-                    weights=job.weights,
-                    timeline=self._timeline,
-                    codebook_folder=job.codebook_folder,
-                )
-                strategy = STRATEGIES[job.strategy.name](context, job.strategy)
+                strategy = STRATEGIES[job.strategy.name](self._context(job), job.strategy)
             answers, counts = self._serve_strategy(job, strategy)
             burst_rps = self._serve_burst(job, strategy)
             if self._rank == 0:
                 results.append(self._report(job, answers, counts, burst_rps))
         return results
-
-    def write_trace(self, folder: Path) -> None:
-        """Bring all ranks' spans to rank 0 and write them there."""
-        with self._named("collecting timelines"):
-            packed = self._collectives.gather(Tag(self._next_request, 0, "timeline"), self._timeline.to_bytes())
-        if packed is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            others = [Timeline.from_bytes(spans) for spans in packed.values()]
-            self._timeline.write_chrome_trace(folder / TRACE_FILE, others)
 
     def _serve_strategy(self, job: Job, strategy: Strategy) -> tuple[list[Answer], list[RankCounts]]:
         """Warm up, then serve the measured requests between two marks; the answers and counts are on rank 0 only.
@@ -162,8 +92,8 @@ class _Rank:
                 flops = flops if count is None else count.total
                 self._progress(name, number + 1)
         with self._named(f"{name}, begin mark"):
-            begin = self._mark_begin(name)
-        with _quiet_collector():
+            begin = self._mark_together(f"{name}:begin")
+        with quiet_collector():
             for number in range(requests):
                 with self._named(f"{name}, request {number + 1} of {requests}"):
                     answer = self._serve(job, strategy, number)
@@ -218,46 +148,14 @@ class _Rank:
             return None
         return Answer(number, latency_s, logits_BC[0].numpy(), self._timeline.totals(index))
 
-    def _inputs(self, job: Job, index: int, number: int) -> Tensor:
-        """Return this rank's band of the request's image, normalised, [1, 3, rows, image_size]."""
-        whole = None
-        if self._pixels_NCYX is not None:
-            image = number % len(self._pixels_NCYX)
-            whole = self._pixels_NCYX[image : image + 1]
-        if self._config.input.placement == "terminal":
-            band = placement.distribute(
-                self._collectives,
-                index,
-                whole,
-                job.bands,
-                image_size=self._config.model.side,
-                encoding=self._config.input.encoding,
-            )
-        else:
-            assert whole is not None, "with replicated placement every rank has loaded the images"
-            rows = job.bands[self._rank]
-            band = whole[:, :, rows.start : rows.stop]
-        return to_input(band)
-
-    def _mark_begin(self, name: str) -> Links | None:
-        """Mark on every rank, rank 0 last, while nothing is under way."""
-        ready = Tag(self._next_request, 0, "ready")
-        if self._rank == 0:
-            self._collectives.gather(ready, b"")
-        time.sleep(SETTLE_S)
-        links = self._reporter.mark(f"{name}:begin")
-        if self._rank != 0:
-            self._collectives.gather(ready, b"")
-        return links
-
     def _count_until_end(self, name: str, begin: Links | None, flops: int | None) -> list[RankCounts]:
         """Mark on every rank and bring to rank 0 what each one counted since `begin`; nothing elsewhere."""
         last = self._next_request - 1
         self._collectives.broadcast(Tag(last, 0, "end"), b"" if self._rank == 0 else None)
-        time.sleep(SETTLE_S)
+        self._settle()
         end = self._reporter.mark(f"{name}:end")
         if self._rank != 0:
-            time.sleep(SETTLE_S)  # rank 0 has marked by then, so that its counters do not hold this message
+            self._settle()  # rank 0 has marked by then, so that its counters do not hold this message
         links = None if begin is None or end is None else LinkTotals.between(begin, end)
         own = RankCounts(links, flops)
         payloads = self._collectives.gather(Tag(last, 0, "counters"), own.to_json())
@@ -287,28 +185,3 @@ class _Rank:
     def _progress(self, name: str, done: int) -> None:
         if self._rank == 0:
             self._reporter.progress(name, done, self._config.warmup + self._config.requests)
-
-    @contextmanager
-    def _named(self, doing: str) -> Iterator[None]:
-        """Say in whatever goes wrong which rank it was and what it was doing."""
-        where = f"rank {self._rank}, {doing}"
-        try:
-            yield
-        except ConfigError:
-            raise
-        except AstraError as error:
-            raise type(error)(f"{where}: {error}") from error
-        except Exception as error:
-            error.add_note(where)
-            raise
-
-
-@contextmanager
-def _quiet_collector() -> Iterator[None]:
-    """Keep the garbage collector from walking the model's objects while requests are measured."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

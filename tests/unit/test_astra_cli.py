@@ -114,7 +114,7 @@ def test_cli_bench_whose_peers_never_come_exits_1(tmp_path: Path, monkeypatch: p
 
 def test_cli_bench_alone_writes_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place(monkeypatch, rank=0, world_size=1)
-    monkeypatch.setattr("astra.worker.SETTLE_S", 0.0)
+    monkeypatch.setattr("astra.rank.SETTLE_S", 0.0)
     code, _, errors = invoke("bench", "--config", write(tmp_path, strategies=["single"], requests=2, warmup=0))
     assert (code, errors) == (0, "single:begin\nsingle: 1/2\nsingle: 2/2\nsingle:end\n")
     assert (tmp_path / "out" / "summary.csv").read_text().startswith("strategy,settings,placement,requests,")

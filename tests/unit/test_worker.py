@@ -29,9 +29,10 @@ from astra.environment import Environment
 from astra.errors import ConfigError, PeerTimeoutError
 from astra.fit import cache_folder
 from astra.measure import StrategyResult
+from astra.rank import TRACE_FILE
 from astra.reporting import Links, Row
 from astra.transport import Tag, Traffic, Transport, inproc, zeromq
-from astra.worker import TRACE_FILE, run_rank
+from astra.worker import run_rank
 
 MODEL = ModelConfig(size="tiny", image_size=64)
 SINGLE, SEQUENCE, INT8, ASTRA = (
@@ -59,7 +60,7 @@ def bench(*strategies: StrategyConfig, **changes: Any) -> BenchConfig:
 @pytest.fixture(autouse=True)
 def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody counts packets here, so nothing has to settle before a mark."""
-    monkeypatch.setattr("astra.worker.SETTLE_S", 0.0)
+    monkeypatch.setattr("astra.rank.SETTLE_S", 0.0)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from astra.worker import TRACE_FILE
+from astra.rank import TRACE_FILE
 
 COSINE_TOLERANCE = 1e-6
 """fp32 sums in another order; measured 1e-13 on the tiny model."""

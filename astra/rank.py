@@ -1,0 +1,177 @@
+"""What one rank does whatever it serves: get ready, join the others, share inputs, mark, say where it failed.
+
+    config + environment ──connected──► World (model, jobs, inputs, collectives) ──Rank──► benchmark or generation
+
+Knows nothing of what is measured.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from astra import placement
+from astra.collectives import Collectives
+from astra.config import BenchConfig
+from astra.data import load_images, to_input
+from astra.environment import Environment
+from astra.errors import AstraError, ConfigError
+from astra.jobs import Job, plan_jobs
+from astra.models import ModelAdapter, load_model
+from astra.reporting import Links, Reporter
+from astra.strategies import RankContext
+from astra.timeline import Timeline
+from astra.transport import Tag, Transport
+from astra.transport.zeromq import connect as connect_zeromq
+
+__all__ = ["TRACE_FILE", "Connect", "Rank", "World", "connect_zeromq", "connected", "quiet_collector"]
+
+Connect = Callable[[int, int, str, int, float], Transport]
+"""Takes rank, world size, master address, master port and a timeout in seconds."""
+
+TRACE_FILE = "timeline.json"
+"""All ranks' spans as a Chrome trace, written by rank 0."""
+
+MAX_IMAGES = 128
+"""Most images held in memory; later requests ask about them again. 100 MB at 512 x 512 pixels."""
+
+SETTLE_S = 0.1
+"""Wait around a mark: longer than TCP delays an acknowledgement (40 ms), so that none falls on the wrong side."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What a rank has once it is connected to all others."""
+
+    model: ModelAdapter
+    jobs: list[Job]
+    inputs: NDArray[np.uint8] | None
+    """[N, 3, H, W]; None on a rank that is sent what it needs."""
+    collectives: Collectives
+
+
+@contextmanager
+def connected(config: BenchConfig, environment: Environment, connect: Connect) -> Iterator[World]:
+    """Load everything, join the others, and leave them in peace, or at once if something failed.
+
+    Raises:
+        ConfigError: The config does not fit this world, or codebooks, checkpoint or inputs cannot be read.
+        AstraError: Not all ranks showed up.
+    """
+    if environment.num_threads is not None:
+        torch.set_num_threads(environment.num_threads)
+    model = load_model(config.model)
+    jobs = plan_jobs(config, model, environment.world_size)
+    has_images = environment.rank == 0 or config.input.placement == "replicated"
+    count = min(config.requests, MAX_IMAGES)
+    pixels_NCYX = load_images(config.input, config.model, count, "request") if has_images else None
+    address = (environment.master_addr, environment.master_port)
+    transport = connect(environment.rank, environment.world_size, *address, config.timeout_s)
+    complete = False
+    try:
+        yield World(model, jobs, pixels_NCYX, Collectives(transport, config.timeout_s))
+        complete = True
+    finally:
+        transport.close(abort=not complete)
+
+
+class Rank:
+    """One rank that is connected to all others."""
+
+    def __init__(self, config: BenchConfig, world: World, reporter: Reporter):
+        self._config = config
+        self._model = world.model
+        self._pixels_NCYX = world.inputs
+        self._collectives = world.collectives
+        self._reporter = reporter
+        self._rank = world.collectives.rank
+        self._timeline = Timeline(self._rank)
+        self._next_request = 0
+
+    def write_trace(self, folder: Path) -> None:
+        """Bring all ranks' spans to rank 0 and write them there."""
+        with self._named("collecting timelines"):
+            packed = self._collectives.gather(Tag(self._next_request, 0, "timeline"), self._timeline.to_bytes())
+        if packed is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            others = [Timeline.from_bytes(spans) for spans in packed.values()]
+            self._timeline.write_chrome_trace(folder / TRACE_FILE, others)
+
+    def _context(self, job: Job) -> RankContext:
+        """Return what a strategy gets for a job."""
+        return RankContext(
+            model=self._model,
+            collectives=self._collectives,
+            ranges=job.ranges,
+            weights=job.weights,
+            timeline=self._timeline,
+            codebook_folder=job.codebook_folder,
+        )
+
+    def _inputs(self, job: Job, index: int, number: int) -> Tensor:
+        """Return this rank's band of the request's image, normalised, [1, 3, rows, image_size]."""
+        whole = None
+        if self._pixels_NCYX is not None:
+            image = number % len(self._pixels_NCYX)
+            whole = self._pixels_NCYX[image : image + 1]
+        if self._config.input.placement == "terminal":
+            band = placement.distribute(
+                self._collectives,
+                index,
+                whole,
+                job.bands,
+                image_size=self._config.model.side,
+                encoding=self._config.input.encoding,
+            )
+        else:
+            assert whole is not None, "with replicated placement every rank has loaded the images"
+            rows = job.bands[self._rank]
+            band = whole[:, :, rows.start : rows.stop]
+        return to_input(band)
+
+    def _mark_together(self, name: str) -> Links | None:
+        """Mark on every rank, rank 0 last, while nothing is under way."""
+        ready = Tag(self._next_request, 0, "ready")
+        if self._rank == 0:
+            self._collectives.gather(ready, b"")
+        self._settle()
+        links = self._reporter.mark(name)
+        if self._rank != 0:
+            self._collectives.gather(ready, b"")
+        return links
+
+    def _settle(self) -> None:
+        """Wait until everything that was sent has been acknowledged."""
+        time.sleep(SETTLE_S)
+
+    @contextmanager
+    def _named(self, doing: str) -> Iterator[None]:
+        """Say in whatever goes wrong which rank it was and what it was doing."""
+        where = f"rank {self._rank}, {doing}"
+        try:
+            yield
+        except ConfigError:
+            raise
+        except AstraError as error:
+            raise type(error)(f"{where}: {error}") from error
+        except Exception as error:
+            error.add_note(where)
+            raise
+
+
+@contextmanager
+def quiet_collector() -> Iterator[None]:
+    """Keep the garbage collector from walking the model's objects while requests are measured."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
