@@ -1,15 +1,16 @@
-"""Images to calibrate on and images to ask about, which never share a pixel.
+"""Inputs to calibrate on and inputs to ask about, which share nothing: images here, texts in `text`.
 
     sample photographs: left halves   -> calibrate      a folder: first half of its files  -> calibrate
                         right halves  -> request                  second half              -> request
     pictures --square crops, bicubic--> uint8 [N, 3, H, W] --to_input--> float32, normalised
+    texts    --tokenizer, windows-----> int64 [N, T]       --to_input--> int64
 
 Every crop follows from the seed and its number alone, so that every rank cuts the same ones. Knows nothing of labels.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +19,28 @@ from PIL import Image
 from astra.config import InputConfig, ModelConfig
 from astra.config_file import folder_faults, image_files
 from astra.errors import ConfigError
+from astra.text import Split, load_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Split", "load_images", "to_input"]
+__all__ = ["Split", "load_images", "load_inputs", "to_input"]
 
-Split = Literal["calibrate", "request"]
 _SPLIT_KEYS: dict[Split, int] = {"calibrate": 0, "request": 1}
 
 _SMALLEST_CROP = 0.5
 """Side of the smallest crop as a share of the largest square that fits."""
 _PIXEL_MEAN, _PIXEL_STD = 0.5, 0.5
 """What Google's ViT checkpoints are trained with, on pixels from 0 to 1."""
+
+
+def load_inputs(given: InputConfig, model: ModelConfig, count: int, split: Split) -> NDArray[Any]:
+    """Return `count` inputs of `split` of the kind that `model` reads: images or texts.
+
+    Raises:
+        ConfigError: See `load_images` and `text.load_texts`.
+    """
+    return load_texts(given, model, count, split) if model.is_text else load_images(given, model, count, split)
 
 
 def load_images(images: InputConfig, model: ModelConfig, count: int, split: Split) -> NDArray[np.uint8]:
@@ -53,12 +63,14 @@ def load_images(images: InputConfig, model: ModelConfig, count: int, split: Spli
     return np.stack(crops)
 
 
-def to_input(pixels: NDArray[np.uint8]) -> "Tensor":
-    """Normalise pixels [..., 3, H, W] to float32 as ViT expects them: (x/255 - 0.5) / 0.5."""
+def to_input(raw: NDArray[Any]) -> "Tensor":
+    """Make what a model reads: of pixels [..., 3, H, W], (x/255 - 0.5) / 0.5 in float32; of token ids, themselves."""
     import torch  # takes seconds to import; the check of a config goes without
 
-    scaled = torch.from_numpy(np.array(pixels)).to(torch.float32) / 255.0
-    return (scaled - _PIXEL_MEAN) / _PIXEL_STD
+    tensor = torch.from_numpy(np.array(raw))
+    if raw.dtype != np.uint8:
+        return tensor
+    return (tensor.to(torch.float32) / 255.0 - _PIXEL_MEAN) / _PIXEL_STD
 
 
 def _sample_halves(split: Split) -> list[Image.Image]:

@@ -1,10 +1,11 @@
 """Who this process is among its peers, from the environment variables that `torch.distributed` programs read too.
 
-    RANK WORLD_SIZE MASTER_ADDR MASTER_PORT   required            OMP_NUM_THREADS TESTBED_OUT   optional
+    RANK WORLD_SIZE MASTER_ADDR MASTER_PORT   required            OMP_NUM_THREADS TESTBED_OUT TESTBED_CPUS   optional
 
 Reads variables and checks them; reaches nobody.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ class Environment:
     """Folder for what the run leaves behind."""
     num_threads: int | None = None
     """Threads for torch, or None to leave torch's own choice."""
+    cpus: float | None = None
+    """Cores that this device may use, or a share of one; None where nobody said."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Environment":
@@ -54,10 +57,24 @@ class Environment:
         threads = None
         if variables.get("OMP_NUM_THREADS"):
             threads = number("OMP_NUM_THREADS", "a number of at least 1", lambda value: value >= 1)
+        cpus = None
+        if text := variables.get("TESTBED_CPUS"):
+            cpus = _positive(text)
+            if cpus is None:
+                faults.append(_fault("TESTBED_CPUS", "a number greater than 0", text))
         if faults:
             raise ConfigError(faults)
         out = Path(variables.get("TESTBED_OUT") or DEFAULT_OUT)
-        return cls(rank, world_size, master_addr, master_port, out, threads)
+        return cls(rank, world_size, master_addr, master_port, out, threads, cpus)
+
+
+def _positive(text: str) -> float | None:
+    """Read a finite number above 0; None for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < math.inf else None
 
 
 def _fault(name: str, rule: str, text: str | None) -> str:

@@ -1,6 +1,6 @@
-"""Codebooks from calibration images: k-means on every layer's attention input, kept in a cache.
+"""Codebooks from calibration inputs: k-means on every layer's attention input, kept in a cache.
 
-    calibration images --model, layer by layer--> u of all content tokens --k-means per group--> codewords --> cache
+    calibration inputs --model, layer by layer--> u of all content tokens --k-means per group--> codewords --> cache
 
 The cache folder's name is a hash of all that the codewords depend on, so a stale codebook cannot be picked up; a folder
 appears in one rename, so a half-written one cannot either. Codebooks are those of the original model: they are not
@@ -27,13 +27,14 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from astra.attention import attend, merge_heads
+from astra.checkpoint import checkpoint_digest
 from astra.codebook import FORMAT_VERSION, CodebookSpec, GroupedCodebook, load_codebooks, save_codebooks
 from astra.config import AstraConfig, BenchConfig, InputConfig, ModelConfig, Site
-from astra.data import load_images, to_input
+from astra.data import load_inputs, to_input
 from astra.errors import ConfigError
 from astra.models import ModelAdapter, load_model
 
-__all__ = ["cache_folder", "ensure_fitted", "fit_codebooks", "num_calibration_images"]
+__all__ = ["cache_folder", "ensure_fitted", "fit_codebooks", "num_calibration_inputs"]
 
 Progress = Callable[[str, int, int], None]
 """Called with a label, how many layers are done, and of how many."""
@@ -42,7 +43,7 @@ FIT_VERSION = 1
 """Goes up when fitting changes its result, so that older cache folders are left alone."""
 
 VECTORS_PER_CODEWORD = 10
-MAX_CALIBRATION_IMAGES = 64
+MAX_CALIBRATION_INPUTS = 64
 LLOYD_ITERATIONS = 10
 SEEDING_WIDTH = 32
 
@@ -53,7 +54,7 @@ def ensure_fitted(config: BenchConfig, progress: Progress) -> None:
     May run in several processes at once: each does the work, the first to finish is kept.
 
     Raises:
-        ConfigError: The model or the calibration images cannot be read.
+        ConfigError: The model or the calibration inputs cannot be read.
     """
     astra_configs = [strategy for strategy in config.strategies if isinstance(strategy, AstraConfig)]
     missing = {cache_folder(config.model, astra, config.input): astra for astra in astra_configs}
@@ -62,8 +63,8 @@ def ensure_fitted(config: BenchConfig, progress: Progress) -> None:
         if _is_intact(folder, config.model, astra):
             continue
         model = model or load_model(config.model)
-        count = num_calibration_images(config.model, astra)
-        inputs = to_input(load_images(config.input, config.model, count, "calibrate"))
+        count = num_calibration_inputs(config.model, astra)
+        inputs = to_input(load_inputs(config.input, config.model, count, "calibrate"))
         label = f"fit astra {astra.settings}"
         codebooks = []
         for codebook in _fit_layers(model, inputs, astra, config.model.seed):
@@ -83,21 +84,21 @@ def fit_codebooks(
     return list(_fit_layers(model, inputs, astra, seed))
 
 
-def cache_folder(model: ModelConfig, astra: AstraConfig, images: InputConfig) -> Path:
+def cache_folder(model: ModelConfig, astra: AstraConfig, given: InputConfig) -> Path:
     """Return where the codebooks for these configs are or will be: in `$ASTRA_CACHE` or the user's cache folder.
 
     Raises:
-        ConfigError: The checkpoint or the calibration images cannot be read.
+        ConfigError: The checkpoint or the calibration inputs cannot be read.
     """
-    fingerprint = json.dumps(_fingerprint(model, astra, images), sort_keys=True)
+    fingerprint = json.dumps(_fingerprint(model, astra, given), sort_keys=True)
     digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
     return _cache_root() / "codebooks" / f"{model.family}-{model.size}-G{astra.num_groups}-{digest}"
 
 
-def num_calibration_images(model: ModelConfig, astra: AstraConfig) -> int:
-    """Return how many images give ten tokens per codeword: 10 of 1,024 tokens for 1,024 codewords, 64 at most."""
+def num_calibration_inputs(model: ModelConfig, astra: AstraConfig) -> int:
+    """Return how many inputs give ten tokens per codeword: 10 of 1,024 tokens for 1,024 codewords, 64 at most."""
     num_vectors = VECTORS_PER_CODEWORD * astra.num_codewords
-    return min(MAX_CALIBRATION_IMAGES, math.ceil(num_vectors / model.num_content_tokens))
+    return min(MAX_CALIBRATION_INPUTS, math.ceil(num_vectors / model.num_content_tokens))
 
 
 @torch.inference_mode()
@@ -157,10 +158,10 @@ def _cluster(u_Rd: npt.NDArray[np.float32], num_codewords: int, seed: int) -> np
     return centres
 
 
-def _fingerprint(model: ModelConfig, astra: AstraConfig, images: InputConfig) -> dict[str, str | int]:
+def _fingerprint(model: ModelConfig, astra: AstraConfig, given: InputConfig) -> dict[str, str | int]:
     """Return everything that the codewords depend on."""
-    pixels = load_images(images, model, num_calibration_images(model, astra), "calibrate")
-    weights = f"torch {torch.__version__}" if model.checkpoint is None else _hash_files(Path(model.checkpoint))
+    inputs = load_inputs(given, model, num_calibration_inputs(model, astra), "calibrate")
+    weights = f"torch {torch.__version__}" if model.checkpoint is None else checkpoint_digest(model.checkpoint)
     return {
         "format": FORMAT_VERSION,
         "fit": FIT_VERSION,
@@ -169,22 +170,8 @@ def _fingerprint(model: ModelConfig, astra: AstraConfig, images: InputConfig) ->
         "num_groups": astra.num_groups,
         "num_codewords": astra.num_codewords,
         "site": astra.site,
-        "calibration_images": hashlib.sha256(pixels.tobytes()).hexdigest(),
+        "calibration_inputs": hashlib.sha256(inputs.tobytes()).hexdigest(),
     }
-
-
-def _hash_files(checkpoint: Path) -> str:
-    """Hash a checkpoint's content, so that its place does not matter and a change in place does."""
-    digests = []
-    for name in ("config.json", "model.safetensors"):
-        try:
-            with (checkpoint / name).open("rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-        except OSError as error:
-            raise ConfigError(
-                [f"{checkpoint / name}: file must be readable, got {error}; name a folder saved by save_pretrained"]
-            ) from error
-    return " ".join(digests)
 
 
 def _cache_root() -> Path:

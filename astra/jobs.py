@@ -1,6 +1,6 @@
 """What a benchmark comes to on a world of a given size, laid out before anybody connects.
 
-    config + model + world size --plan_jobs--> a Job per strategy: who owns what, who needs which pixels, what is sent
+    config + model + world size --plan_jobs--> a Job per strategy: who owns what, who needs which input, what is sent
 
 Finds everything that cannot work, on every rank alike. Sends nothing and runs nothing.
 """
@@ -10,19 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from astra import overhead, placement
+from astra import overhead
 from astra.config import AstraConfig, BenchConfig, InputConfig, StrategyConfig
 from astra.errors import ConfigError
 from astra.fit import cache_folder
 from astra.measure import label
 from astra.models import ModelAdapter
+from astra.placement import Array, Codec, PixelCodec, TokenCodec, plan
 from astra.strategies import STRATEGIES, predict_messages
 from astra.traffic import PlannedMessage, bytes_of
 
-__all__ = ["Job", "Prediction", "plan_jobs"]
+__all__ = ["Job", "Prediction", "codec_for", "plan_jobs"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Job:
     weights: tuple[float, ...]
     """Each rank's share of the work."""
     bands: tuple[range, ...]
-    """Pixel rows that every rank needs."""
+    """Rows of the input that every rank needs: of pixels, or token ids."""
     messages: Sequence[PlannedMessage]
     """What the strategy itself sends for one request."""
     codebook_folder: Path | None
@@ -56,9 +54,12 @@ class Job:
             bytes_of(message for message in self.messages if message.source == rank) for rank in range(len(self.ranges))
         ]
 
-    def predict(self, images: InputConfig, pixels_NCYX: NDArray[np.uint8]) -> Prediction:
-        """Predict the traffic of one request: the mean over the images."""
-        requests = self._per_request(images, pixels_NCYX)
+    def predict(self, given: InputConfig, codec: Codec, inputs: Array) -> Prediction:
+        """Predict the traffic of one request: the mean over the inputs [N, ...]."""
+        requests = [
+            [*self.messages, *(plan(self.bands, codec, inputs[n : n + 1]) if given.placement == "terminal" else [])]
+            for n in range(len(inputs))
+        ]
         peers = range(1, len(self.ranges))
         words = [PlannedMessage(0, peer, 0) for peer in peers] + [PlannedMessage(peer, 0, 0) for peer in peers]
         farewell = overhead.bytes_on_links(PlannedMessage(0, peer, 0) for peer in peers)
@@ -68,35 +69,23 @@ class Job:
             link_bytes=(sum(on_links) + farewell) / len(requests),
         )
 
-    def _per_request(self, images: InputConfig, pixels_NCYX: NDArray[np.uint8]) -> list[list[PlannedMessage]]:
-        image_size = pixels_NCYX.shape[-1]
-        requests = []
-        for image in range(len(pixels_NCYX)):
-            sent = list(self.messages)
-            if images.placement == "terminal":
-                placed = placement.plan(self.bands, image_size, images.encoding)
-                sent += self._measure(pixels_NCYX[image : image + 1], images) if placed is None else placed
-            requests.append(sent)
-        return requests
 
-    def _measure(self, pixels_1CYX: NDArray[np.uint8], images: InputConfig) -> list[PlannedMessage]:
-        """Encode the bands of one image to learn their size, which no formula gives."""
-        return [
-            PlannedMessage(
-                0, rank, len(placement.encode_band(pixels_1CYX[:, :, rows.start : rows.stop], images.encoding))
-            )
-            for rank, rows in enumerate(self.bands)
-            if rank and rows
-        ]
+def codec_for(config: BenchConfig, model: ModelAdapter) -> Codec:
+    """Return how inputs of this model travel."""
+    if model.shape.vocabulary:
+        return TokenCodec(model.shape.vocabulary)
+    return PixelCodec(config.model.side, config.input.encoding)
 
 
-def plan_jobs(config: BenchConfig, model: ModelAdapter, world_size: int) -> list[Job]:
-    """Lay out every strategy.
+def plan_jobs(
+    config: BenchConfig, model: ModelAdapter, world_size: int, cpus: Sequence[float] | None = None
+) -> list[Job]:
+    """Lay out every strategy; `cpus` are the CPU shares of all ranks, where they are known already.
 
     Raises:
         ConfigError: A strategy cannot split the model over these ranks, or codebooks have not been fitted.
     """
-    weights = config.weights(world_size)
+    weights = config.weights(world_size, cpus)
     jobs, faults = [], list[str]()
     for strategy in config.strategies:
         try:

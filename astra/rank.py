@@ -12,19 +12,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from astra import placement
 from astra.collectives import Collectives
 from astra.config import BenchConfig
-from astra.data import load_images, to_input
+from astra.data import load_inputs, to_input
 from astra.environment import Environment
 from astra.errors import AstraError, ConfigError
-from astra.jobs import Job, plan_jobs
+from astra.greeting import Greeting, exchange
+from astra.jobs import Job, codec_for, plan_jobs
 from astra.models import ModelAdapter, load_model
+from astra.placement import Array, distribute
 from astra.reporting import Links, Reporter
 from astra.strategies import RankContext
 from astra.timeline import Timeline
@@ -39,8 +38,8 @@ Connect = Callable[[int, int, str, int, float], Transport]
 TRACE_FILE = "timeline.json"
 """All ranks' spans as a Chrome trace, written by rank 0."""
 
-MAX_IMAGES = 128
-"""Most images held in memory; later requests ask about them again. 100 MB at 512 x 512 pixels."""
+MAX_INPUTS = 128
+"""Most inputs held in memory; later requests ask about them again. 100 MB for images of 512 x 512 pixels."""
 
 SETTLE_S = 0.1
 """Wait around a mark: longer than TCP delays an acknowledgement (40 ms), so that none falls on the wrong side."""
@@ -52,8 +51,8 @@ class World:
 
     model: ModelAdapter
     jobs: list[Job]
-    inputs: NDArray[np.uint8] | None
-    """[N, 3, H, W]; None on a rank that is sent what it needs."""
+    inputs: Array | None
+    """Pixels [N, 3, H, W] or token ids [N, T]; None on a rank that is sent what it needs."""
     collectives: Collectives
 
 
@@ -68,18 +67,38 @@ def connected(config: BenchConfig, environment: Environment, connect: Connect) -
     if environment.num_threads is not None:
         torch.set_num_threads(environment.num_threads)
     model = load_model(config.model)
-    jobs = plan_jobs(config, model, environment.world_size)
-    has_images = environment.rank == 0 or config.input.placement == "replicated"
-    count = min(config.requests, MAX_IMAGES)
-    pixels_NCYX = load_images(config.input, config.model, count, "request") if has_images else None
+    by_cpus = config.partition == "cpus"
+    jobs = [] if by_cpus else plan_jobs(config, model, environment.world_size)
+    has_inputs = environment.rank == 0 or config.input.placement == "replicated"
+    count = min(config.requests, MAX_INPUTS)
+    inputs = load_inputs(config.input, config.model, count, "request") if has_inputs else None
+    _check_vocabulary(inputs, model)
     address = (environment.master_addr, environment.master_port)
     transport = connect(environment.rank, environment.world_size, *address, config.timeout_s)
     complete = False
     try:
-        yield World(model, jobs, pixels_NCYX, Collectives(transport, config.timeout_s))
+        collectives = Collectives(transport, config.timeout_s)
+        if by_cpus or config.model.is_text:
+            greetings = exchange(collectives, Greeting.of(environment.cpus, inputs))
+            if by_cpus:
+                cpus = [greeting.cpus for greeting in greetings]
+                jobs = plan_jobs(config, model, environment.world_size, cpus)
+        yield World(model, jobs, inputs, collectives)
         complete = True
     finally:
         transport.close(abort=not complete)
+
+
+def _check_vocabulary(inputs: Array | None, model: ModelAdapter) -> None:
+    """Refuse token ids that the model has no embedding for."""
+    highest = int(inputs.max()) if inputs is not None and model.shape.vocabulary else 0
+    if highest and highest >= model.shape.vocabulary:
+        raise ConfigError(
+            [
+                f"config: token ids must be below the model's vocabulary, {model.shape.vocabulary}, got {highest}; "
+                "use the tokenizer that belongs to the checkpoint"
+            ]
+        )
 
 
 class Rank:
@@ -88,7 +107,8 @@ class Rank:
     def __init__(self, config: BenchConfig, world: World, reporter: Reporter):
         self._config = config
         self._model = world.model
-        self._pixels_NCYX = world.inputs
+        self._whole_inputs = world.inputs
+        self._codec = codec_for(config, world.model)
         self._collectives = world.collectives
         self._reporter = reporter
         self._rank = world.collectives.rank
@@ -116,25 +136,15 @@ class Rank:
         )
 
     def _inputs(self, job: Job, index: int, number: int) -> Tensor:
-        """Return this rank's band of the request's image, normalised, [1, 3, rows, image_size]."""
+        """Return this rank's band of the request's input: normalised pixels or token ids, batch 1."""
         whole = None
-        if self._pixels_NCYX is not None:
-            image = number % len(self._pixels_NCYX)
-            whole = self._pixels_NCYX[image : image + 1]
+        if self._whole_inputs is not None:
+            which = number % len(self._whole_inputs)
+            whole = self._whole_inputs[which : which + 1]
         if self._config.input.placement == "terminal":
-            band = placement.distribute(
-                self._collectives,
-                index,
-                whole,
-                job.bands,
-                image_size=self._config.model.side,
-                encoding=self._config.input.encoding,
-            )
-        else:
-            assert whole is not None, "with replicated placement every rank has loaded the images"
-            rows = job.bands[self._rank]
-            band = whole[:, :, rows.start : rows.stop]
-        return to_input(band)
+            return to_input(distribute(self._collectives, index, whole, job.bands, self._codec))
+        assert whole is not None, "with replicated placement every rank has loaded the inputs"
+        return to_input(self._codec.cut(whole, job.bands[self._rank]))
 
     def _mark_together(self, name: str) -> Links | None:
         """Mark on every rank, rank 0 last, while nothing is under way."""

@@ -7,7 +7,7 @@
       mark begin                                      .
       for each request:                               for each request:
         clock starts                                  .
-        ── start ──► (and pixels, if `terminal`) ──►  .
+        ── start ──► (and input, if `terminal`) ──►  .
         forward ◄──────── strategy ────────────────►  forward
         clock stops                                   .
         ◄──────────────── done ─────────────────────  .
@@ -128,7 +128,7 @@ class _Rank(Rank):
     def _serve(self, job: Job, strategy: Strategy, number: int) -> Answer | None:
         """Serve one request with all ranks; rank 0 returns when every peer is done with it.
 
-        `number` chooses the image; the index that tags messages counts all requests of the run.
+        `number` chooses the input; the index that tags messages counts all requests of the run.
         """
         index = self._next_request
         self._next_request += 1
@@ -165,12 +165,12 @@ class _Rank(Rank):
         self, job: Job, answers: list[Answer], counts: list[RankCounts], burst_rps: float | None
     ) -> StrategyResult:
         """Write the strategy's row, and one for each rank, on rank 0."""
-        assert self._pixels_NCYX is not None, "rank 0 has the images"
-        images = self._config.input
-        predicted = job.predict(images, self._pixels_NCYX)
+        assert self._whole_inputs is not None, "rank 0 has the inputs"
+        given = self._config.input
+        predicted = job.predict(given, self._codec, self._whole_inputs)
         result = StrategyResult(
             strategy=job.strategy,
-            placement=images.placement,
+            placement=given.placement,
             answers=answers,
             predicted_bytes=predicted.payload_bytes,
             expected_bytes=predicted.link_bytes,

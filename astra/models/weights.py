@@ -1,6 +1,6 @@
 """Weights for a Hugging Face class: drawn from a seed, or read from a checkpoint. The same for every family.
 
-    seed ──seeded──► model          folder or hub name ──checkpoint_folder──► folder ──read_checkpoint──► model
+    seed ──seeded──► model          folder or hub name ──read_checkpoint──► model
 
 Refuses whatever does not fit, naming every fault; fills nothing in and skips nothing.
 """
@@ -10,24 +10,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from astra.checkpoint import checkpoint_folder
 from astra.config import ModelConfig
 from astra.errors import ConfigError
-from astra.model_faults import is_hub_name, missing_files, model_faults
+from astra.model_faults import missing_files, model_faults
 
-__all__ = ["checkpoint_folder", "label_faults", "length_faults", "read_checkpoint", "seeded"]
+__all__ = ["label_faults", "length_faults", "read_checkpoint", "seeded"]
 
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 
 STANDARD_DEVIATION = 0.02
 """What ViT, BERT, GPT-2 and Llama are all initialised with."""
-
-FETCHED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 def seeded(make: Callable[[], _Model], seed: int) -> _Model:
@@ -51,26 +48,6 @@ def seeded(make: Callable[[], _Model], seed: int) -> _Model:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
     model.train(False).requires_grad_(False)
     return model
-
-
-def checkpoint_folder(checkpoint: str) -> Path:
-    """Return the folder of a checkpoint; one that is named as on a hub is fetched, or found where it was kept.
-
-    Raises:
-        ConfigError: The hub cannot be reached and nothing was kept, or it has no such model.
-    """
-    if not is_hub_name(checkpoint):
-        return Path(checkpoint)
-    try:
-        return Path(snapshot_download(checkpoint, allow_patterns=list(FETCHED)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            [
-                f"config: model.checkpoint must be a folder, or a model on a hub that can be reached, "
-                f"got {checkpoint!r} ({reason}); fetch it elsewhere and name its folder"
-            ]
-        ) from error
 
 
 def read_checkpoint(

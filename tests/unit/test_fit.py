@@ -12,7 +12,7 @@ from astra.codebook import CodebookSpec, load_codebooks
 from astra.config import AstraConfig, BenchConfig, InputConfig, ModelConfig, SingleConfig
 from astra.data import load_images, to_input
 from astra.errors import ConfigError
-from astra.fit import cache_folder, ensure_fitted, fit_codebooks, num_calibration_images
+from astra.fit import cache_folder, ensure_fitted, fit_codebooks, num_calibration_inputs
 from astra.models import ModelAdapter, load_model
 
 MODEL = ModelConfig(size="tiny", image_size=64, num_labels=10)
@@ -81,10 +81,10 @@ def test_fit_of_images_equal_but_for_rounding_does_not_warn(model: ModelAdapter)
     assert codebook.codewords_GKd.shape == (1, 32, 64)
 
 
-def test_num_calibration_images_gives_ten_tokens_a_codeword_within_a_limit() -> None:
-    assert num_calibration_images(ModelConfig(size="base", image_size=512), AstraConfig()) == 10
-    assert num_calibration_images(ModelConfig(size="base", image_size=224), AstraConfig()) == 53
-    assert num_calibration_images(MODEL, AstraConfig()) == 64
+def test_num_calibration_inputs_gives_ten_tokens_a_codeword_within_a_limit() -> None:
+    assert num_calibration_inputs(ModelConfig(size="base", image_size=512), AstraConfig()) == 10
+    assert num_calibration_inputs(ModelConfig(size="base", image_size=224), AstraConfig()) == 53
+    assert num_calibration_inputs(MODEL, AstraConfig()) == 64
 
 
 def test_ensure_fitted_fills_the_cache_once(cache: Path) -> None:

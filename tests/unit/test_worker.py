@@ -41,7 +41,7 @@ SINGLE, SEQUENCE, INT8, ASTRA = (
     SequenceConfig(wire="int8"),
     AstraConfig(num_groups=2, num_codewords=16),
 )
-WORDS = {"start", "done", "ready", "end", "counters", "timeline"}
+WORDS = {"hello", "greetings", "start", "done", "ready", "end", "counters", "timeline"}
 """Phases of the rank loop's own messages; all others belong to strategies and input placement."""
 
 COSINE_TOLERANCE = 1e-6
