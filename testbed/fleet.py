@@ -60,7 +60,6 @@ from testbed.scenario import DeviceSpec, Scenario, device_names
 
 __all__ = ["Fleet", "Identity", "Job"]
 
-REGISTER_TIMEOUT_S = 30.0
 SHAPE_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 10.0
 COLLECT_TIMEOUT_S = 10.0
@@ -149,7 +148,7 @@ class Fleet:
         """Wait for the agents. Raises DeviceError naming the devices that never showed up."""
         self._wait(
             lambda: not self._lacking(lambda device: device.address is not None),
-            REGISTER_TIMEOUT_S,
+            self._runtime.register_timeout_s,
             lambda: f"agent of {self._lacking_text(lambda device: device.address is not None)} never reported",
         )
         if self._roster.nameless:

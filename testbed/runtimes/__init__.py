@@ -22,6 +22,11 @@ __all__ = ["RUNTIMES", "Runtime", "RuntimeKind"]
 class Runtime(Protocol):
     """The devices of one run."""
 
+    @property
+    def register_timeout_s(self) -> float:
+        """How long the agents may take to report."""
+        ...
+
     def endpoint(self) -> str:
         """ZeroMQ endpoint that the controller binds and the agents connect to."""
         ...

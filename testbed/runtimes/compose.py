@@ -22,6 +22,8 @@ class ComposeRuntime:
     """The devices of one run, as they report."""
 
     name = "compose"
+    register_timeout_s = 300.0
+    """Other machines may have to fetch the image first."""
 
     def __init__(self, state: RunState, *, uncapped: bool = False):
         self._state = state

@@ -89,6 +89,7 @@ class DockerRuntime:
     """The devices of one run, each a container."""
 
     name = "docker"
+    register_timeout_s = 30.0
 
     def __init__(self, state: RunState, *, uncapped: bool = False):
         self._state, self._uncapped = state, uncapped

@@ -38,6 +38,7 @@ class NetnsRuntime:
     """The devices of one run, each a network namespace with a control group."""
 
     name = "netns"
+    register_timeout_s = 30.0
 
     def __init__(self, state: RunState, *, uncapped: bool = False):
         self._state = state

@@ -288,11 +288,12 @@ def test_killed_agent_is_named(place: Path) -> None:
 
 def test_device_that_never_reports_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class OneSilent(NetnsRuntime):
+        register_timeout_s = 3.0
+
         def _joining(self, device: str, command: Sequence[str]) -> list[str]:
             return super()._joining(device, ["sleep", "60"] if device == "d1" else command)
 
     monkeypatch.setitem(RUNTIMES, "netns", OneSilent)
-    monkeypatch.setattr("testbed.fleet.REGISTER_TIMEOUT_S", 3.0)
     monkeypatch.setenv("TESTBED_STATE_DIR", str(place / "state"))
     scenario = load(write(place, ["true"], count=3))
     with pytest.raises(DeviceError, match="agent of d1 never reported within 3 s"):
