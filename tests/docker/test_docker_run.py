@@ -219,7 +219,7 @@ def test_interrupt_leaves_nothing_behind(place: Path) -> None:
     scenario = write(place, ["sh", "-c", "sleep 300 & sleep 300"])
     with start(place, "run", scenario, "--runtime", "docker", "--out", place / "out", "--no-calibrate") as process:
         wait_for_line(process, "running sh")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 1
     assert ours() == []
     assert json.loads((place / "out" / "summary.json").read_text())["status"] == "interrupted"
