@@ -24,6 +24,7 @@ __all__ = [
 WireName = Literal["fp32", "fp16", "int8", "int4"]
 Site = Literal["input", "kv"]
 DEFAULT_NUM_CODEWORDS = 1024
+DEFAULT_NUM_BLOCKS = 4
 MAX_NUM_CODEWORDS = 65536
 
 
@@ -94,11 +95,16 @@ class PipelineConfig(Section):
         return f"wire={self.wire}"
 
 
+def _unless_fp32(wire: WireName) -> str:
+    """Name the wire where it is not the usual one."""
+    return "" if wire == "fp32" else f" wire={wire}"
+
+
 class BlockConfig(Section):
     """Layers cut into sub-blocks that run without exchange, but for a few whole layers in between."""
 
     name: Literal["block"] = "block"
-    num_blocks: int = Field(default=4, ge=1)
+    num_blocks: int = Field(default=DEFAULT_NUM_BLOCKS, ge=1)
     """Sub-blocks of every decoupled layer; they are dealt to the ranks."""
     num_coupled: int = Field(default=1, ge=1)
     """Layers that stay whole."""
@@ -110,7 +116,8 @@ class BlockConfig(Section):
     def settings(self) -> str:
         """What tells two entries of this strategy apart in a table."""
         exchange = "AG" if self.exchange == "all_gather" else "SP"
-        return f"{exchange} coupled={self.num_coupled} blocks={self.num_blocks} wire={self.wire}"
+        blocks = "" if self.num_blocks == DEFAULT_NUM_BLOCKS else f" blocks={self.num_blocks}"
+        return f"{exchange} coupled={self.num_coupled}{blocks}{_unless_fp32(self.wire)}"
 
 
 class PrismConfig(Section):
@@ -135,7 +142,7 @@ class PrismConfig(Section):
     def settings(self) -> str:
         """What tells two entries of this strategy apart in a table."""
         size = f"Ls={self.num_segments}" if self.num_segments is not None else f"CR={self.compression_ratio:g}"
-        return f"{size} wire={self.wire}"
+        return f"{size}{_unless_fp32(self.wire)}"
 
 
 def _power_of_two(value: Any) -> Any:

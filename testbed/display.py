@@ -158,6 +158,8 @@ def format_value(name: str, value: Value) -> str:
         return f"{value:.2f}×"
     if "bytes" in name:
         return _format_bytes(value)
+    if "flops" in name:
+        return f"{value / 1e9:.3g}{_GAP}G"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from astra.config import AstraConfig, BenchConfig, SequenceConfig, SingleConfig
+from astra.config import (
+    AstraConfig,
+    BenchConfig,
+    BlockConfig,
+    PipelineConfig,
+    PrismConfig,
+    SequenceConfig,
+    SingleConfig,
+    StrategyConfig,
+)
 from astra.config_file import load_config, parse_config
 from astra.errors import ConfigError
 from astra.presets import PRESETS
@@ -300,3 +309,17 @@ def test_config_weights_follow_the_number_of_ranks():
         ConfigError, match=r"partition must be 'even', 'cpus' or a list of 3 weights.*got \[1\.0, 3\.0\]"
     ):
         config.weights(3)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "settings"),
+    [
+        (PrismConfig(num_segments=10), "Ls=10"),
+        (PrismConfig(compression_ratio=12.5, wire="int8"), "CR=12.5 wire=int8"),
+        (BlockConfig(), "AG coupled=1"),
+        (BlockConfig(exchange="sequence", num_blocks=8, wire="fp16"), "SP coupled=1 blocks=8 wire=fp16"),
+        (PipelineConfig(), "wire=fp32"),
+    ],
+)
+def test_config_settings_name_what_is_unusual(strategy: StrategyConfig, settings: str):
+    assert strategy.settings == settings

@@ -18,6 +18,7 @@ from testbed.display import Display, fitting_table, format_value, table_of
         ("bytes_per_request_predicted", 46080, "46.1\N{NO-BREAK SPACE}kB"),
         ("bytes_per_request_predicted", 12, "12\N{NO-BREAK SPACE}B"),
         ("bytes_total", 3.2e9, "3.20\N{NO-BREAK SPACE}GB"),
+        ("flops_per_request_max_rank", 21_744_320_512, "21.7\N{NO-BREAK SPACE}G"),
         ("requests", 10, "10"),
         ("ok", True, "yes"),
         ("anything", None, "–"),
