@@ -57,6 +57,17 @@ def test_cli_check_prints_every_fault_and_exits_2(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize("arguments", [("bench", "--check"), ("bench",), ("fit",)])
+def test_cli_refuses_a_shape_that_is_only_planned_with(tmp_path: Path, arguments: tuple[str, ...]):
+    model = {"family": "llama", "size": "llama-3-8b", "num_tokens": 1024}
+    code, _, stderr = invoke(*arguments, "--config", write(tmp_path, model=model))
+    assert code == 2
+    assert stderr == (
+        "bench.json: model.size must be one of tiny, small, medium to be run, got 'llama-3-8b'; "
+        "llama-3-8b only serves to predict traffic\n"
+    )
+
+
 def test_cli_check_finds_files_missing_from_a_checkpoint(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     model = CONFIG["model"] | {"checkpoint": str(tmp_path)}

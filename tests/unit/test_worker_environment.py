@@ -22,6 +22,12 @@ def test_environment_takes_threads_and_folder():
     assert (read.out, read.num_threads) == (Path("/tmp/out"), 2)
 
 
+def test_environment_takes_the_share_of_a_cpu():
+    assert Environment.read(GOOD).cpus is None
+    assert Environment.read(GOOD | {"TESTBED_CPUS": ""}).cpus is None
+    assert Environment.read(GOOD | {"TESTBED_CPUS": "0.4"}).cpus == 0.4
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
@@ -31,6 +37,9 @@ def test_environment_takes_threads_and_folder():
         ({"WORLD_SIZE": "four"}, "WORLD_SIZE must be a number from 1 to 255, got 'four'"),
         ({"MASTER_PORT": "99999"}, "MASTER_PORT must be a port from 1 to 65535, got '99999'"),
         ({"MASTER_ADDR": ""}, "MASTER_ADDR must be the address of rank 0, got ''"),
+        ({"TESTBED_CPUS": "0"}, "TESTBED_CPUS must be a number greater than 0, got '0'"),
+        ({"TESTBED_CPUS": "half"}, "TESTBED_CPUS must be a number greater than 0, got 'half'"),
+        ({"TESTBED_CPUS": "inf"}, "TESTBED_CPUS must be a number greater than 0, got 'inf'"),
         ({"OMP_NUM_THREADS": "0"}, "OMP_NUM_THREADS must be a number of at least 1, got '0'"),
     ],
 )
