@@ -1,17 +1,18 @@
 """`astra`: the command line. Alone prints and exits.
 
-    astra bench    be one rank of a benchmark; rank and peers come from the environment
-    astra fit      fit the codebooks that a benchmark needs, once
+    astra bench      be one rank of a benchmark; rank and peers come from the environment
+    astra generate   be one rank that continues texts, in the same way
+    astra fit        fit the codebooks that a benchmark needs, once
 
 Exit codes: 0 success, 1 the run failed, 2 bad input. torch and transformers take seconds to import, so the commands
-import what needs them themselves, and `astra bench --check` goes without.
+import what needs them themselves, and `--check` goes without.
 """
 
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -21,9 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from astra.config import AstraConfig, BenchConfig
-from astra.config_file import load_config
+from astra.config_file import Command, load_config
 from astra.environment import Environment
 from astra.errors import AstraError, ConfigError
+from astra.model_faults import planning_faults
 
 __all__ = ["app", "main"]
 
@@ -40,6 +42,8 @@ _ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help=f"JSON file that says what to do; default: ${CONFIG_VARIABLE}."),
 ]
+
+_CheckOption = Annotated[bool, typer.Option("--check", help="Only find mistakes in the config; start nothing.")]
 
 
 def main() -> None:
@@ -62,13 +66,10 @@ def _root(
 
 
 @app.command()
-def bench(
-    config: _ConfigOption = None,
-    check: Annotated[bool, typer.Option("--check", help="Only find mistakes in the config; start nothing.")] = False,
-) -> None:
+def bench(config: _ConfigOption = None, check: _CheckOption = False) -> None:
     """Be one rank of a benchmark; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which and where."""
     with _failures_reported():
-        path, wanted = _load(config)
+        path, wanted = _load(config, "bench")
         if check:
             typer.echo(f"{path.name}: no mistakes found")
             return
@@ -76,18 +77,34 @@ def bench(
         from astra import reporting
         from astra.worker import run_rank
 
-        reporter = reporting.connect(write=_say)
-        try:
+        with closing(reporting.connect(write=_say)) as reporter:
             run_rank(wanted, environment, reporter)
-        finally:
-            reporter.close()
+
+
+@app.command()
+def generate(config: _ConfigOption = None, check: _CheckOption = False) -> None:
+    """Be one rank that continues texts; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which and where."""
+    with _failures_reported():
+        path, wanted = _load(config, "generate")
+        if check:
+            typer.echo(f"{path.name}: no mistakes found")
+            return
+        environment = Environment.read(os.environ)
+        from astra import reporting
+        from astra.generate import run_generation
+
+        watch = None if os.environ.get("TESTBED_SOCKET") else _stream
+        with closing(reporting.connect(write=_say)) as reporter:
+            run_generation(wanted, environment, reporter, watch=watch)
+        if watch is not None and environment.rank == 0:
+            typer.echo("")
 
 
 @app.command()
 def fit(config: _ConfigOption = None) -> None:
     """Fit the codebooks that the config's strategies need, and keep them for later runs."""
     with _failures_reported():
-        _, wanted = _load(config)
+        _, wanted = _load(config, "fit")
         needed = [strategy for strategy in wanted.strategies if isinstance(strategy, AstraConfig)]
         if not needed:
             _say("fit: no strategy needs codebooks")
@@ -107,7 +124,7 @@ def fit(config: _ConfigOption = None) -> None:
         _say(f"fit: {len(fitted)} fitted, {cached} found in the cache, {time.monotonic() - begin_s:.1f} s")
 
 
-def _load(path: Path | None) -> tuple[Path, BenchConfig]:
+def _load(path: Path | None, command: Command) -> tuple[Path, BenchConfig]:
     """Read the config named by the option or the environment."""
     if path is None:
         named = os.environ.get(CONFIG_VARIABLE)
@@ -116,7 +133,10 @@ def _load(path: Path | None) -> tuple[Path, BenchConfig]:
                 [f"astra: --config must name a file, got nothing; give it, or set {CONFIG_VARIABLE} as `testbed` does"]
             )
         path = Path(named)
-    return path, load_config(path)
+    config = load_config(path, command)
+    if faults := planning_faults(path.name, config.model):
+        raise ConfigError(faults)
+    return path, config
 
 
 @contextmanager
@@ -149,3 +169,7 @@ def _progress_shown() -> Iterator[Callable[[str, int, int], None]]:
 
 def _say(line: str) -> None:
     typer.echo(line, err=True)
+
+
+def _stream(piece: str) -> None:
+    typer.echo(piece, nl=False)
