@@ -1,0 +1,61 @@
+"""Generation over real packets: exact strategies make the tokens of `single`, and the kernel counts as expected."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(240)]
+
+FRAMING = 0.15
+"""Of the bytes that payload, framing and headers should take; acknowledgements may ride on data or not."""
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="tb-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_exact_strategies_over_namespaces_make_the_tokens_of_single(place: Path) -> None:
+    scenario = {
+        "name": "texts",
+        "seed": 3,
+        "devices": {"count": 3, "cpus": 1.0, "memory_mb": 2000},
+        "links": {"default": {"rate_mbps": 100}},
+        "workload": {
+            "command": ["astra", "generate"],
+            "prepare": ["astra", "fit"],
+            "check": ["astra", "generate", "--check"],
+            "config": {
+                "model": {"family": "llama", "size": "tiny", "num_tokens": 40},
+                "strategies": ["single", "tensor", "sequence", "pipeline", {"name": "astra", "num_codewords": 16}],
+                "generation": {"max_new_tokens": 6, "temperature": 1.2, "top_k": 100, "seed": 2},
+                "partition": [3.0, 1.0, 2.0],
+                "requests": 2,
+                "warmup": 1,
+            },
+        },
+    }
+    with (place / "scenario.yaml").open("w") as file:
+        YAML(typ="safe").dump(scenario, file)
+    own = {"TESTBED_STATE_DIR": str(place / "state"), "ASTRA_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "testbed", "run", "scenario.yaml", "--out", "out", "--no-calibrate"]
+    done = subprocess.run(line, cwd=place, env={**os.environ, **own}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["strategy"]: row for row in json.loads((place / "out" / "summary.json").read_text())["rows"]}
+    assert all(rows[name]["agreement_tokens_pct"] == 100 for name in ("single", "tensor", "sequence", "pipeline"))
+    assert all(row["time_to_first_token_s"] > 0 and row["time_per_token_s"] > 0 for row in rows.values())
+    for name in ("tensor", "sequence", "pipeline"):
+        for part in ("prefill", "token"):
+            expected, counted = (rows[name][f"bytes_per_{part}_{how}"] for how in ("expected", "counted"))
+            assert counted == pytest.approx(expected, rel=FRAMING), (name, part)
+    assert rows["astra"]["bytes_per_token_predicted"] < 8, "the tokens themselves, and nothing else"
