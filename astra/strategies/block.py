@@ -109,12 +109,15 @@ class BlockStrategy:
                 context_BTw = attend(q_BHTd, k_BHTd, v_BHTd, causal=causal)
             with span("rest", layer):
                 outputs.append(block.finish(x_BTw, context_BTw))
-        return torch.cat(outputs, dim=-1)
+        with span("rest", layer):
+            return torch.cat(outputs, dim=-1)
 
     def _run_coupled(self, tag: Tag, x_BTW: Tensor) -> Tensor:
         """Gather x, run the whole layer for all tokens or for own ones, and return own columns of all tokens."""
-        own = self._columns[self._rank]
-        pending = self._collectives.start_all_gather(tag, self._encode(tag.layer, x_BTW))
+        own, span = self._columns[self._rank], self._timeline.span
+        payload = self._encode(tag.layer, x_BTW)
+        with span("send", tag.layer):
+            pending = self._collectives.start_all_gather(tag, payload)
         x_BTD = self._join(tag.layer, pending, x_BTW, [x_BTW.shape[1]] * len(self._widths), self._widths, dim=2)
         if self._config.exchange == "all_gather":
             return self._run_rows(tag.layer, x_BTD, range(x_BTD.shape[1]))[..., own.start : own.stop]
@@ -124,7 +127,8 @@ class BlockStrategy:
             for peer, columns in enumerate(self._columns)
             if peer != self._rank
         }
-        pending = self._collectives.start_all_to_all(tag._replace(phase="rows"), slices)
+        with span("send", tag.layer):
+            pending = self._collectives.start_all_to_all(tag._replace(phase="rows"), slices)
         own_BRW, num_rows = y_BRD[..., own.start : own.stop], [len(rows) for rows in self._rows]
         return self._join(tag.layer, pending, own_BRW, num_rows, [len(own)] * len(num_rows), dim=1)
 

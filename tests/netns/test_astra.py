@@ -81,16 +81,18 @@ def logits_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("weights", [[1.0], [3.0, 1.0], [1.0, 2.0, 3.0], [1.0, 1.0, 1.0, 1.0]], ids=str)
-def test_sequence_fp32_over_namespaces_equals_single(place: Path, weights: list[float]) -> None:
-    rows = bench(place, weights, ["single", {"name": "sequence", "wire": "fp32"}])
+def test_exact_strategies_over_namespaces_equal_single(place: Path, weights: list[float]) -> None:
+    exact = ["tensor", "sequence", "pipeline", "galaxy"]
+    rows = bench(place, weights, ["single", *exact])
     logits = logits_of(place / "out" / "devices" / "d0")
-    single, sequence = logits["single"], logits["sequence wire=fp32"]
-    assert np.abs(sequence - single).max() <= EXACT * np.abs(single).max()
-    if len(weights) > 1:
-        row = rows["sequence wire=fp32"]
-        expected, counted = row["bytes_per_request_expected"], row["bytes_per_request_counted"]
-        assert counted == pytest.approx(expected, rel=FRAMING)
-        assert row["bytes_per_request_predicted"] < counted
+    single = logits["single"]
+    for name in exact:
+        row = rows[f"{name} wire=fp32"]
+        assert np.abs(logits[f"{name} wire=fp32"] - single).max() <= EXACT * np.abs(single).max()
+        if len(weights) > 1:
+            expected, counted = row["bytes_per_request_expected"], row["bytes_per_request_counted"]
+            assert counted == pytest.approx(expected, rel=FRAMING)
+            assert row["bytes_per_request_predicted"] < counted
 
 
 def test_astra_over_namespaces_equals_astra_in_process(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
