@@ -7,7 +7,7 @@
       mark begin                                      .
       for each request:                               for each request:
         clock starts                                  .
-        ── start ──► (and input, if `terminal`) ──►  .
+        ── start ──► (and input, if `terminal`) ──►   .
         forward ◄──────── strategy ────────────────►  forward
         clock stops                                   .
         ◄──────────────── done ─────────────────────  .
