@@ -110,7 +110,11 @@ class Block(BaseModel):
             if name not in self.model_fields_set and getattr(self, name) is None
             for spelling in (name, field.alias)
         }
-        return {key: value for key, value in handler(self).items() if key not in absent}
+        return {key: value for key, value in handler(self).items() if key not in absent | self.overruled()}
+
+    def overruled(self) -> set[str]:
+        """Return the keys whose defaults do not count because of another key; they are not written either."""
+        return set()
 
 
 def faults_error(faults: list[InitErrorDetails]) -> ValidationError:

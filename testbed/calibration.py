@@ -11,10 +11,12 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from testbed.links import DeviceRules
-from testbed.loss import PATTERN_LENGTH, lost_positions
+from testbed.loss import Loss, drop_pattern
 
 __all__ = [
     "LinkPlan",
@@ -48,8 +50,8 @@ RATE_TOLERANCE = 0.01
 MESSAGE_TOLERANCE = 0.05
 LATENESS_S = 1e-3
 """Time that a busy machine takes to wake sender and receiver."""
-LOSS_SIGMAS = 4.0
-"""A pattern's share of losses over a few hundred packets strays this far once in 16,000."""
+ROUNDING = 1e-9
+"""Of shares computed in two ways."""
 MIN_BULK_FRAMES = 40
 UNSHAPED_BULK_BYTES = 20_000_000
 MIN_WINDOW_FRAMES = 8
@@ -68,7 +70,7 @@ class LinkPlan(BaseModel):
     jitter_s: float
     """Of both directions together."""
     queue_s: float
-    loss: float
+    loss: Loss
     seed: int
 
     @property
@@ -181,8 +183,20 @@ def expected_message_s(link: LinkPlan, num_bytes: int) -> float | None:
 
 def predicted_losses(link: LinkPlan, first: int, count: int) -> list[int]:
     """Return which of `count` packets that start at position `first` of the link the pattern drops, from 0."""
-    lost = set(lost_positions(seed=link.seed, source=link.source, destination=link.destination, probability=link.loss))
-    return [number for number in range(count) if (first + number) % PATTERN_LENGTH in lost]
+    pattern = _pattern(link)
+    return [number for number in range(count) if pattern[(first + number) % len(pattern)]]
+
+
+def _pattern(link: LinkPlan) -> NDArray[np.bool_]:
+    return drop_pattern(link.loss, seed=link.seed, source=link.source, destination=link.destination)
+
+
+def _furthest_from_mean(pattern: NDArray[np.bool_], count: int) -> float:
+    """Return how far the share lost of `count` packets in a row strays from the pattern's, wherever they begin."""
+    whole, rest = divmod(count, len(pattern))
+    sums = np.concatenate([[0], np.cumsum(np.concatenate([pattern, pattern]))])
+    lost = whole * pattern.sum() + sums[rest : rest + len(pattern)] - sums[: len(pattern)]
+    return float(np.abs(lost / count - pattern.mean()).max())
 
 
 def judge(link: LinkPlan, metric: str, *, asked: float | None, measured: float, tolerance: float | None) -> Row:
@@ -230,13 +244,15 @@ def judge_loss(link: LinkPlan, *, first: int, missing: Sequence[int], dropped: i
 
     `missing` are the numbers that never came, `dropped` what the kernel counted. One row says how much was lost, one
     how many packets differ from what the pattern foretells; the latter has to be 0.
+    The former is held against the whole pattern's mean, and may stray as far as a stretch of the pattern does.
     """
     share = dropped / seen if seen else 0.0
-    sigma = math.sqrt(link.loss * (1 - link.loss) / seen) if seen else 0.0
+    pattern = _pattern(link)
+    tolerance = _furthest_from_mean(pattern, seen) if seen else 0.0
     wrong = len(set(missing) ^ set(predicted_losses(link, first, seen))) + abs(dropped - len(missing))
-    asked = link.loss * 100
+    asked = float(pattern.mean()) * 100
     return [
-        judge(link, "loss_pct", asked=asked, measured=share * 100, tolerance=LOSS_SIGMAS * sigma * 100),
+        judge(link, "loss_pct", asked=asked, measured=share * 100, tolerance=tolerance * 100 + ROUNDING),
         judge(link, "loss_pattern_wrong", asked=0, measured=wrong, tolerance=0),
     ]
 

@@ -25,6 +25,7 @@ from testbed.errors import CalibrationError, InputError, InterruptError, Testbed
 from testbed.expect import Verdict, judge
 from testbed.fleet import Fleet, Identity, Job
 from testbed.links import rules_for
+from testbed.loss import NO_LOSS
 from testbed.program import search_path
 from testbed.record import Record, Row, describe_machine
 from testbed.runtimes import RUNTIMES, userns
@@ -285,7 +286,7 @@ def _plain(options: Options) -> dict[str, Any]:
 def _calibrate(fleet: Fleet, scenario: Scenario, record: Record, *, full: bool) -> list[Row]:
     """Measure every link with the probe: speed without loss, then loss. The links are left shaped for neither."""
     rules = [rules_for(scenario, name, fleet.addresses()) for name in device_names(scenario.devices.count)]
-    lossy = any(rule.loss > 0 for device in rules for rule in device.rules)
+    lossy = any(rule.loss != NO_LOSS for device in rules for rule in device.rules)
     fleet.shape(with_loss=False)
     _probe(fleet, probe.make_plan(rules, phase="speed", full=full))
     if lossy:
@@ -317,5 +318,5 @@ def _record_links(fleet: Fleet, scenario: Scenario, record: Record) -> None:
     """Write what every link was asked for and what the kernel counted on it during the program."""
     for destination, links in fleet.counters().items():
         for source, count in links.items():
-            asked = asdict(scenario.links.settings(source, destination))
+            asked = scenario.links.settings(source, destination).columns()
             record.row("links", {"source": source, "destination": destination, **asked, **count.model_dump()})

@@ -6,43 +6,23 @@ Kilo and mega are powers of ten. Conversion to SI units is in `testbed.links`, n
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import InitErrorDetails
 
-from testbed.block import OMITTABLE, Block, Rule, faults_error
+from testbed.block import OMITTABLE, Block, faults_error
 from testbed.faults import fault_at, violation
 from testbed.fields import DelayMs, DeviceName, DeviceNameOrStar, LossPct, QueueMs, RateMbps, known_names
+from testbed.loss import Bernoulli, Loss
+from testbed.loss_schema import BernoulliLoss, LossModel
 
 __all__ = ["LinkChanges", "LinkDefault", "LinkOverride", "LinkSelector", "LinkSettings", "Links"]
 
 IMPAIRMENTS = ("rate_mbps", "delay_ms", "jitter_ms", "loss_pct", "queue_ms")
 FRAME_BITS = 1514 * 8
 """Largest Ethernet frame as the kernel counts it: 1500 bytes and a header of 14."""
-
-
-class BernoulliLoss(Block):
-    """Loss in which every packet has the same chance, whatever happened to the one before."""
-
-    model: Annotated[
-        Literal["bernoulli"], Rule("bernoulli", "other loss models are not supported yet; or write loss_pct alone")
-    ]
-    """Name of the loss model: bernoulli."""
-    loss_pct: LossPct
-    """Packets lost, in percent."""
-
-
-def _refuse_unsupported_model(value: object) -> object:
-    """Stop at the model's name: complaints about the keys of a model that is not there yet would mislead."""
-    if isinstance(value, dict) and isinstance(value.get("model"), str) and value["model"] != "bernoulli":
-        todo = "other loss models are not supported yet; or write loss_pct alone"
-        raise faults_error([fault_at(("model",), value["model"], violation("bernoulli", todo))])
-    return value
-
-
-Loss = Annotated[BernoulliLoss, BeforeValidator(_refuse_unsupported_model)]
 
 
 class _Impaired(Block):
@@ -59,16 +39,29 @@ class _Impaired(Block):
     @model_validator(mode="after")
     def _take_loss_for_loss_pct(self) -> Self:
         """Resolve a Bernoulli model, which is another spelling of loss_pct."""
-        loss: BernoulliLoss | None = getattr(self, "loss", None)
-        if loss is None:
+        loss: LossModel | None = getattr(self, "loss", None)
+        if not isinstance(loss, BernoulliLoss):
             return self
         stated = {name: getattr(self, name) for name in self.model_fields_set if name != "loss"}
         stated["loss_pct"] = loss.loss_pct
         return self.model_construct(_fields_set=set(stated), **stated)
 
-    def given(self) -> dict[str, float | None]:
+    def overruled(self) -> set[str]:
+        """Leave loss_pct out where a loss model is given."""
+        return set() if getattr(self, "loss", None) is None else {"loss_pct"}
+
+    def given(self) -> dict[str, Any]:
         """Return the settings that this block states, by name."""
-        return {name: getattr(self, name) for name in IMPAIRMENTS if name in self.model_fields_set}
+        return {name: getattr(self, name) for name in (*IMPAIRMENTS, "loss") if name in self.model_fields_set}
+
+    def over(self, settings: "LinkSettings") -> "LinkSettings":
+        """Return `settings` with what this block states put over them; the loss is stated in one way or the other."""
+        stated = self.given()
+        if "loss" in stated:
+            stated["loss_pct"] = 100 * stated["loss"].model_in_si().mean
+        elif "loss_pct" in stated:
+            stated["loss"] = None
+        return replace(settings, **stated)
 
 
 class LinkDefault(_Impaired):
@@ -84,7 +77,7 @@ class LinkDefault(_Impaired):
     """Packets lost, in percent: 0, or 0.01 to 100; which ones follows from the seed."""
     queue_ms: QueueMs = 200.0
     """Depth of the queue in milliseconds of sending at rate_mbps; what does not fit is dropped."""
-    loss: Annotated[Loss | None, OMITTABLE] = None
+    loss: Annotated[LossModel | None, OMITTABLE] = None
     """Loss by a named model, instead of loss_pct."""
 
 
@@ -101,7 +94,7 @@ class LinkChanges(_Impaired):
     """Packets lost, in percent."""
     queue_ms: Annotated[QueueMs | None, OMITTABLE] = None
     """Depth of the queue in milliseconds of sending at rate_mbps."""
-    loss: Annotated[Loss | None, OMITTABLE] = None
+    loss: Annotated[LossModel | None, OMITTABLE] = None
     """Loss by a named model, instead of loss_pct."""
 
 
@@ -164,7 +157,19 @@ class LinkSettings:
     delay_ms: float
     jitter_ms: float
     loss_pct: float
+    """In the long run, whatever the model."""
     queue_ms: float
+    loss: LossModel | None = None
+    """The loss model; None where every packet has the same chance, `loss_pct`."""
+
+    def loss_model(self) -> Loss:
+        """Return the loss model in fractions."""
+        return Bernoulli(self.loss_pct / 100) if self.loss is None else self.loss.model_in_si()
+
+    def columns(self) -> dict[str, str | float | None]:
+        """Return the settings as columns of a table."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**plain, "loss": "bernoulli" if self.loss is None else self.loss.model}
 
 
 class Links(Block):
@@ -179,11 +184,11 @@ class Links(Block):
 
     def settings(self, source: str, destination: str) -> LinkSettings:
         """Return the settings of the link from `source` to `destination`."""
-        values: dict[str, Any] = {name: getattr(self.default, name) for name in IMPAIRMENTS} | self.default.given()
+        settings = self.default.over(LinkSettings(**{name: getattr(self.default, name) for name in IMPAIRMENTS}))
         for override in self.overrides:
             if override.covers(source, destination):
-                values |= override.given()
-        return LinkSettings(**values)
+                settings = override.over(settings)
+        return settings
 
     @model_validator(mode="after")
     def _check_every_link(self, info: ValidationInfo) -> Self:
@@ -206,7 +211,7 @@ class Links(Block):
         for position, override in enumerate(self.overrides):
             covered = [pair for pair in pairs if override.covers(*pair)]
             for name, value in override.given().items():
-                if covered and all(getattr(settled[pair], name) != value for pair in covered):
+                if covered and not any(_holds(settled[pair], name, value) for pair in covered):
                     todo = "later overrides contradict it: remove one, or put the more general one first"
                     rule = violation("in effect on some link", todo)
                     yield fault_at(("overrides", position, name), _as_written(value), rule)
@@ -232,6 +237,13 @@ class Links(Block):
         return ("default", name)
 
 
-def _as_written(value: float | None) -> float | None:
-    """Return a number as a user would write it: 5, not 5.0."""
-    return int(value) if value is not None and value.is_integer() else value
+def _holds(settings: LinkSettings, name: str, value: object) -> bool:
+    """Tell whether a link has a setting; a loss model's mean is not a loss_pct that was stated."""
+    return getattr(settings, name) == value and (name != "loss_pct" or settings.loss is None)
+
+
+def _as_written(value: Any) -> Any:
+    """Return a value as a user would write it: 5, not 5.0."""
+    if isinstance(value, Block):
+        return value.model_dump()
+    return int(value) if isinstance(value, float) and value.is_integer() else value

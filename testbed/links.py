@@ -9,6 +9,7 @@ the kernel and does not read files.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from testbed.loss import NO_LOSS, Loss
 from testbed.scenario import LinkSettings, Scenario, device_names
 
 __all__ = ["DeviceRules", "LinkRule", "rules_for"]
@@ -28,8 +29,7 @@ class LinkRule:
     jitter_s: float
     queue_s: float
     """Depth of the queue in seconds at `rate_bps`."""
-    loss: float
-    """Bernoulli loss probability, 0 to 1."""
+    loss: Loss
     seed: int
     """The scenario's seed; with the names of both ends it fixes which packets are lost."""
 
@@ -46,7 +46,7 @@ class DeviceRules:
 
     def without_loss(self) -> "DeviceRules":
         """Return the same rules with empty drop patterns, for measuring what else the links do."""
-        return replace(self, rules=tuple(replace(rule, loss=0.0) for rule in self.rules))
+        return replace(self, rules=tuple(replace(rule, loss=NO_LOSS) for rule in self.rules))
 
 
 def rules_for(scenario: Scenario, destination: str, addresses: Mapping[str, str]) -> DeviceRules:
@@ -80,6 +80,6 @@ def _rule(settings: LinkSettings, source: str, address: str, seed: int) -> LinkR
         delay_s=settings.delay_ms / 1000,
         jitter_s=settings.jitter_ms / 1000,
         queue_s=settings.queue_ms / 1000,
-        loss=settings.loss_pct / 100,
+        loss=settings.loss_model(),
         seed=seed,
     )

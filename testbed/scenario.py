@@ -23,6 +23,7 @@ from testbed.event_schema import Event
 from testbed.faults import Location, fault_at, fault_line, violation
 from testbed.fields import DeviceName, Scalar, Text, names_context
 from testbed.link_schema import Links, LinkSettings
+from testbed.recordings import inline
 from testbed.yaml_file import EXTENDS, read
 
 __all__ = [
@@ -239,25 +240,32 @@ def load(path: Path) -> Scenario:
     Raises InputError with every fault, each as `file: path.to.field must be <rule>, got <value>; <what to do>`.
     """
     document = read(path)
-    return _parse(document.tree, lambda location: str(document.origin(location)))
+    return _parse(document.tree, document.origin)
 
 
 def parse(tree: Mapping[str, Any], where: str) -> Scenario:
-    """Make a scenario of plain values; faults name `where` as their origin. Raises InputError like `load`."""
-    return _parse(tree, lambda _: where)
+    """Make a scenario of plain values; faults name `where`, a file path, as their origin, and files that the scenario
+    names are relative to it. Raises InputError like `load`.
+    """
+    return _parse(tree, lambda _: Path(where))
 
 
-def _parse(tree: Mapping[str, Any], origin: Callable[[Location], str]) -> Scenario:
+def _parse(tree: Mapping[str, Any], origin: Callable[[Location], Path]) -> Scenario:
     devices = tree.get("devices")
     count = devices.get("count") if isinstance(devices, dict) else None
     names: tuple[str, ...] = ()  # where the number is at fault, names are not checked against it
     if isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= MAX_DEVICES:
         names = device_names(count)
+    complete, unread = inline(tree, lambda location: origin(location).parent)
+    found = faults_error(unread).errors() if unread else []
+    scenario = None
     try:
-        return Scenario.model_validate(dict(tree), context=names_context(names))
+        scenario = Scenario.model_validate(complete, context=names_context(names))
     except ValidationError as error:
-        faults = [fault_line(origin(each["loc"]), each) for each in error.errors()]
-        raise InputError(list(dict.fromkeys(faults))) from None
+        found += error.errors()
+    if scenario is None or found:
+        raise InputError(list(dict.fromkeys(fault_line(str(origin(each["loc"])), each) for each in found)))
+    return scenario
 
 
 def json_schema() -> dict[str, Any]:

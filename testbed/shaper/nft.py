@@ -1,6 +1,6 @@
 """The nftables ruleset that loses and counts packets, as text, and its comparison with `nft -j`. Pure.
 
-    packet from a source --> counter seen --> position k = 0, 1, ... mod 65,536 --in pattern?--> counter lost, drop
+    packet from a source --> counter seen --> position k = 0, 1, ... mod cycle --in pattern?--> counter lost, drop
 
 The hook comes after the ingress redirect, so a lost packet has used up the link's time, as on a real link. Its
 priority is before connection tracking's defragmentation: each fragment is a packet of its own.
@@ -21,11 +21,12 @@ PRIORITY = -450
 
 @dataclass(frozen=True)
 class LossRule:
-    """The k-th packet from `address` is lost where k modulo PATTERN_LENGTH is in `lost` (ascending)."""
+    """The k-th packet from `address` is lost where k modulo `cycle` is in `lost` (ascending)."""
 
     number: int
     address: str
     lost: tuple[int, ...]
+    cycle: int = PATTERN_LENGTH
 
     @property
     def seen_counter(self) -> str:
@@ -42,11 +43,11 @@ class LossRule:
 
         The kernel gets the smaller half: the positions that are lost, or that are not (`!=`).
         """
-        if len(self.lost) in (0, PATTERN_LENGTH):
+        if len(self.lost) in (0, self.cycle):
             return None
-        if 2 * len(self.lost) <= PATTERN_LENGTH:
+        if 2 * len(self.lost) <= self.cycle:
             return "==", list(self.lost)
-        kept = set(range(PATTERN_LENGTH)) - set(self.lost)
+        kept = set(range(self.cycle)) - set(self.lost)
         return "!=", sorted(kept)
 
 
@@ -70,7 +71,7 @@ def _rule_text(interface: str, rule: LossRule) -> str:
     if condition is not None:
         operator, positions = condition
         written = "" if operator == "==" else f"{operator} "
-        text += f" numgen inc mod {PATTERN_LENGTH} {written}{{ {', '.join(map(str, positions))} }}"
+        text += f" numgen inc mod {rule.cycle} {written}{{ {', '.join(map(str, positions))} }}"
     return f"{text} counter name {rule.lost_counter} drop" if rule.lost else text
 
 
@@ -99,7 +100,7 @@ def _expected(interface: str, rule: LossRule) -> dict[str, Any]:
     wanted["counters"] = [rule.seen_counter] + ([rule.lost_counter] if rule.lost else [])
     condition = rule.condition()
     if condition is not None:
-        wanted["numgen"] = (condition[0], "inc", PATTERN_LENGTH, 0)
+        wanted["numgen"] = (condition[0], "inc", rule.cycle, 0)
         wanted["positions"] = set(condition[1])
     if rule.lost:
         wanted["drop"] = True

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from testbed.errors import ShaperError, UnsupportedError
 from testbed.links import DeviceRules, LinkRule
-from testbed.loss import PATTERN_LENGTH, lost_positions
+from testbed.loss import drop_pattern
 from testbed.shaper import nft
 from testbed.shaper.features import FEATURES, has_netem
 from testbed.shaper.netlink import ClassState, KernelReader, QdiscState
@@ -149,7 +149,7 @@ class Shaper:
             "rate": f"HTB on {IFB}, one class a source, burst {BURST_S * 1e6:g} us of link time",
             "queue": "bfifo; netem where the link has a delay" if delayed else "bfifo",
             "delay": "netem" if delayed else "none",
-            "loss": f"nftables numgen inc mod {PATTERN_LENGTH} in ip prerouting",
+            "loss": "nftables numgen inc mod the pattern's length in ip prerouting",
             "offloads_off": ", ".join(OFFLOADS),
             "tcp_congestion_control": f"{CONGESTION_CONTROL} (by route)",
         }
@@ -275,14 +275,13 @@ def _refuse_delay_without_netem(rules: DeviceRules) -> None:
 
 
 def _loss_rules(rules: DeviceRules) -> tuple[nft.LossRule, ...]:
-    return tuple(
-        nft.LossRule(number, rule.source_address, tuple(_lost(rule, rules.device)))
-        for number, rule in enumerate(rules.rules, start=1)
-    )
+    return tuple(_loss_rule(number, rule, rules.device) for number, rule in enumerate(rules.rules, start=1))
 
 
-def _lost(rule: LinkRule, destination: str) -> list[int]:
-    return lost_positions(seed=rule.seed, source=rule.source, destination=destination, probability=rule.loss)
+def _loss_rule(number: int, rule: LinkRule, destination: str) -> nft.LossRule:
+    pattern = drop_pattern(rule.loss, seed=rule.seed, source=rule.source, destination=destination)
+    lost = tuple(int(position) for position in pattern.nonzero()[0])
+    return nft.LossRule(number, rule.source_address, lost, len(pattern))
 
 
 def _interface_index(name: str) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from testbed.loss import lost_positions
+from testbed.loss import Bernoulli, lost_positions
 
 pytestmark = [pytest.mark.docker, pytest.mark.netns, pytest.mark.timeout(240)]
 
@@ -73,5 +73,5 @@ def test_namespaces_and_containers_give_the_same_codes_and_answers(place: Path) 
         with (out / "links.csv").open() as file:
             for link in csv.DictReader(file):
                 ends = {"source": link["source"], "destination": link["destination"]}
-                lost = lost_positions(seed=SEED, probability=LOSS_PCT / 100, **ends)
+                lost = lost_positions(Bernoulli(LOSS_PCT / 100), seed=SEED, **ends)
                 assert int(link["lost"]) == sum(position < int(link["packets"]) for position in lost)

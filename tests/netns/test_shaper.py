@@ -14,7 +14,7 @@ import pytest
 
 from testbed.errors import UnsupportedError
 from testbed.links import DeviceRules, LinkRule
-from testbed.loss import lost_positions
+from testbed.loss import NO_LOSS, Bernoulli, GilbertElliott, Loss, Recorded, drop_pattern, lost_positions
 from testbed.shaper import LinkCounters, Shaper, has_netem
 
 pytestmark = pytest.mark.netns
@@ -37,7 +37,9 @@ QUEUE_S = 0.2
 
 def rule(source: str, **changes: Any) -> LinkRule:
     number = int(source[1:]) + 1
-    plain = LinkRule(source, f"10.77.0.{number}", rate_bps=10e6, delay_s=0, jitter_s=0, queue_s=QUEUE_S, loss=0, seed=7)
+    plain = LinkRule(
+        source, f"10.77.0.{number}", rate_bps=10e6, delay_s=0, jitter_s=0, queue_s=QUEUE_S, loss=NO_LOSS, seed=7
+    )
     return dataclasses.replace(plain, **changes)
 
 
@@ -74,7 +76,11 @@ def snapshot(network: Any, device: str) -> list[str]:
 
 def test_shaper_kernel_has_what_was_asked(network: NetworkMaker) -> None:
     net = network(1)
-    asked = rules(rule("d1", loss=0.01), rule("d2", rate_bps=100e6, queue_s=0.05), rule("d3", rate_bps=None, loss=1.0))
+    asked = rules(
+        rule("d1", loss=Bernoulli(0.01)),
+        rule("d2", rate_bps=100e6, queue_s=0.05),
+        rule("d3", rate_bps=None, loss=Bernoulli(1.0)),
+    )
     net.call("d0", apply, asked)
     classes = net.run("d0", "tc", "class", "show", "dev", "tb-ifb")
     assert re.search(r"htb 7b0:1 root leaf 1001: prio 0 rate 10Mbit ceil 10Mbit burst 87[0-9]b cburst 87", classes)
@@ -101,7 +107,16 @@ def test_shaper_kernel_has_what_was_asked(network: NetworkMaker) -> None:
 
 def test_shaper_kernel_loses_the_asked_positions(network: NetworkMaker) -> None:
     net = network(1)
-    net.call("d0", apply, rules(rule("d1", loss=0.01), rule("d2", loss=0.7), rule("d3", loss=1.0), rule("d4")))
+    net.call(
+        "d0",
+        apply,
+        rules(
+            rule("d1", loss=Bernoulli(0.01)),
+            rule("d2", loss=Bernoulli(0.7)),
+            rule("d3", loss=Bernoulli(1.0)),
+            rule("d4"),
+        ),
+    )
     listing = json.loads(net.run("d0", "nft", "-j", "list", "table", "ip", "testbed"))["nftables"]
     found = {}
     for entry in listing:
@@ -109,12 +124,12 @@ def test_shaper_kernel_loses_the_asked_positions(network: NetworkMaker) -> None:
             parts = entry["rule"]["expr"]
             address = next(p["match"]["right"] for p in parts if "payload" in p.get("match", {}).get("left", {}))
             found[address] = parts
-    lost = lost_positions(seed=7, source="d1", destination="d0", probability=0.01)
+    lost = lost_positions(Bernoulli(0.01), seed=7, source="d1", destination="d0")
     (position,) = [p["match"] for p in found["10.77.0.2"] if "numgen" in p.get("match", {}).get("left", {})]
     assert position["left"]["numgen"] == {"mode": "inc", "mod": 65536, "offset": 0}
     assert (position["op"], position["right"]["set"]) == ("==", lost)
     (position,) = [p["match"] for p in found["10.77.0.3"] if "numgen" in p.get("match", {}).get("left", {})]
-    kept = set(range(65536)) - set(lost_positions(seed=7, source="d2", destination="d0", probability=0.7))
+    kept = set(range(65536)) - set(lost_positions(Bernoulli(0.7), seed=7, source="d2", destination="d0"))
     assert (position["op"], set(position["right"]["set"])) == ("!=", kept)
     assert {"drop": None} in found["10.77.0.4"]
     assert {"drop": None} not in found["10.77.0.5"]
@@ -133,7 +148,7 @@ def test_shaper_switches_offloads_off(network: NetworkMaker) -> None:
 
 def test_shaper_apply_twice_is_apply_once(network: NetworkMaker) -> None:
     net = network(1)
-    asked = rules(rule("d1", loss=0.01), rule("d2"), uplink_bps=20e6)
+    asked = rules(rule("d1", loss=Bernoulli(0.01)), rule("d2"), uplink_bps=20e6)
     net.call("d0", apply, asked)
     once = snapshot(net, "d0")
     net.call("d0", apply, asked, 2)
@@ -143,7 +158,7 @@ def test_shaper_apply_twice_is_apply_once(network: NetworkMaker) -> None:
 def test_shaper_clear_leaves_nothing_even_of_another_run(network: NetworkMaker) -> None:
     net = network(1)
     before = snapshot(net, "d0")
-    net.call("d0", apply, rules(rule("d1", loss=0.5), uplink_bps=20e6))
+    net.call("d0", apply, rules(rule("d1", loss=Bernoulli(0.5)), uplink_bps=20e6))
     assert snapshot(net, "d0") != before
 
     def clear_twice() -> None:
@@ -288,9 +303,14 @@ def test_shaper_single_message_takes_its_time(network: NetworkMaker, size: int) 
     assert statistics.median(receiving.result()) == pytest.approx(expected, abs=tolerance)
 
 
-def test_shaper_loses_precisely_the_predicted_packets_every_time(network: NetworkMaker) -> None:
+@pytest.mark.parametrize(
+    "loss",
+    [Bernoulli(0.05), GilbertElliott(0.02, 0.2, 0.9), Recorded("0000100000000110000")],
+    ids=["bernoulli", "bursts", "recorded"],
+)
+def test_shaper_loses_precisely_the_predicted_packets_every_time(network: NetworkMaker, loss: Loss) -> None:
     net = network(3)
-    count, loss = 3000, 0.05
+    count = 3000
 
     def receive() -> list[tuple[set[int], dict[str, LinkCounters]]]:
         shaper = Shaper("eth0")
@@ -325,7 +345,8 @@ def test_shaper_loses_precisely_the_predicted_packets_every_time(network: Networ
     sending = net.start("d1", send)
     rounds = net.call("d0", receive)
     sending.result()
-    predicted = {p for p in lost_positions(seed=7, source="d1", destination="d0", probability=loss) if p < count}
+    pattern = drop_pattern(loss, seed=7, source="d1", destination="d0")
+    predicted = {number for number in range(count) if pattern[number % len(pattern)]}
     for arrived, counters in rounds:
         assert set(range(count)) - arrived == predicted
         assert counters["d1"] == LinkCounters(bytes=count * 46, packets=count, lost=len(predicted), overflowed=0)
@@ -380,7 +401,7 @@ def test_shaper_pins_cubic_on_both_ends(network: NetworkMaker) -> None:
 
 def test_shaper_lets_arp_and_strangers_pass(network: NetworkMaker) -> None:
     net = network(2)
-    net.call("d0", apply, rules(rule("d7", loss=1.0)))
+    net.call("d0", apply, rules(rule("d7", loss=Bernoulli(1.0))))
     net.run("d0", "ip", "neigh", "flush", "dev", "eth0")
     net.run("d1", "ip", "neigh", "flush", "dev", "eth0")
 
@@ -404,7 +425,7 @@ def test_shaper_counters_are_quick_whatever_the_loss(network: NetworkMaker) -> N
 
     def fastest() -> float:
         shaper = Shaper("eth0")
-        shaper.apply(rules(*(rule(f"d{number}", loss=0.5) for number in range(1, 8))))
+        shaper.apply(rules(*(rule(f"d{number}", loss=Bernoulli(0.5)) for number in range(1, 8))))
         times = []
         for _ in range(20):
             began = time.perf_counter()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from testbed.errors import InputError
 from testbed.links import DeviceRules, LinkRule, rules_for
+from testbed.loss import NO_LOSS, Bernoulli
 from testbed.scenario import LinkSettings, Scenario, device_names, parse
 
 ADDRESSES = {f"d{rank}": f"10.0.0.{rank + 1}" for rank in range(4)}
@@ -123,8 +124,8 @@ def test_rules_for_lists_every_other_device_in_si_units() -> None:
         device="d1",
         address="10.0.0.2",
         rules=(
-            LinkRule("d0", "10.0.0.1", None, delay_s=0.02, jitter_s=0.005, queue_s=0.25, loss=0.0, seed=5),
-            LinkRule("d2", "10.0.0.3", 2.5e6, delay_s=0.02, jitter_s=0.005, queue_s=0.25, loss=0.01, seed=5),
+            LinkRule("d0", "10.0.0.1", None, delay_s=0.02, jitter_s=0.005, queue_s=0.25, loss=NO_LOSS, seed=5),
+            LinkRule("d2", "10.0.0.3", 2.5e6, delay_s=0.02, jitter_s=0.005, queue_s=0.25, loss=Bernoulli(0.01), seed=5),
         ),
         uplink_bps=5e5,
     )
@@ -144,5 +145,5 @@ def test_rules_for_refuses_unknown_device_and_missing_address() -> None:
 def test_rules_without_loss_keep_everything_else() -> None:
     lossy = rules_for(scenario(default={"rate_mbps": 10, "loss_pct": 3}), "d0", ADDRESSES)
     clean = rules_for(scenario(default={"rate_mbps": 10}), "d0", ADDRESSES)
-    assert lossy.rules[0].loss == 0.03
+    assert lossy.rules[0].loss == Bernoulli(0.03)
     assert lossy.without_loss() == clean

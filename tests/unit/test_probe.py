@@ -21,13 +21,13 @@ from testbed.calibration import (
     window_bytes,
 )
 from testbed.links import DeviceRules, LinkRule
-from testbed.loss import lost_positions
+from testbed.loss import NO_LOSS, Bernoulli, GilbertElliott, Recorded, lost_positions
 
 
 def device_rules(count: int, rate_bps: float | None = 10e6, **changes: Any) -> list[DeviceRules]:
     names = [f"d{number}" for number in range(count)]
     address = {name: f"10.77.0.{number + 1}" for number, name in enumerate(names)}
-    plain = LinkRule("", "", rate_bps, delay_s=0, jitter_s=0, queue_s=0.2, loss=0.01, seed=7)
+    plain = LinkRule("", "", rate_bps, delay_s=0, jitter_s=0, queue_s=0.2, loss=Bernoulli(0.01), seed=7)
     return [
         DeviceRules(
             name,
@@ -52,7 +52,7 @@ def link(**changes: Any) -> LinkPlan:
         return_delay_s=0,
         jitter_s=0,
         queue_s=0.2,
-        loss=0.01,
+        loss=Bernoulli(0.01),
         seed=7,
     )
     return plain.model_copy(update=changes)
@@ -129,7 +129,7 @@ def test_judge_round_trip_is_the_delay_of_both_ways() -> None:
 
 
 def test_predicted_losses_start_anywhere_in_the_pattern() -> None:
-    positions = lost_positions(seed=7, source="d1", destination="d0", probability=0.01)
+    positions = lost_positions(Bernoulli(0.01), seed=7, source="d1", destination="d0")
     first = positions[3]
     assert predicted_losses(link(), first, 1) == [0]
     assert predicted_losses(link(), 65_536 + first, 1) == [0]
@@ -150,8 +150,23 @@ def test_judge_loss_wants_the_very_packets_of_the_pattern() -> None:
 
 
 def test_judge_loss_notices_packets_that_the_kernel_did_not_count() -> None:
-    _, wrong = judge_loss(link(loss=0.0), first=0, missing=[5], dropped=0, seen=1000)
+    _, wrong = judge_loss(link(loss=NO_LOSS), first=0, missing=[5], dropped=0, seen=1000)
     assert not wrong["ok"]
+
+
+def test_judge_loss_allows_a_stretch_as_lossy_as_the_pattern_has_one() -> None:
+    bursty = link(loss=GilbertElliott(0.001, 0.02, 1.0))
+    for first in range(0, 65_536, 4_096):
+        predicted = predicted_losses(bursty, first, 400)
+        share, wrong = judge_loss(bursty, first=first, missing=predicted, dropped=len(predicted), seen=400)
+        assert share["ok"]
+        assert wrong["ok"]
+    share, _ = judge_loss(link(), first=0, missing=range(40), dropped=40, seen=400)
+    assert not share["ok"]
+
+
+def test_predicted_losses_of_a_recording_begin_again_at_its_end() -> None:
+    assert predicted_losses(link(loss=Recorded("00100")), first=4, count=10) == [3, 8]
 
 
 def test_describe_says_asked_tolerance_and_measured() -> None:

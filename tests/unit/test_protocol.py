@@ -10,13 +10,18 @@ from pydantic import ValidationError
 
 from testbed import protocol
 from testbed.links import DeviceRules, LinkRule
+from testbed.loss import Bernoulli, GilbertElliott, Recorded
 from testbed.protocol import AgentMessage, ControllerMessage, DeviceCall, decode_agent, decode_controller, encode
 
 COUNT = protocol.LinkCount(bytes=1, packets=2, lost=3, overflowed=4)
 RULES = DeviceRules(
     device="d0",
     address="10.77.0.1",
-    rules=(LinkRule("d1", "10.77.0.2", 1e7, 0.0, 0.0, 0.2, 0.01, 7),),
+    rules=(
+        LinkRule("d1", "10.77.0.2", 1e7, 0.0, 0.0, 0.2, Bernoulli(0.01), 7),
+        LinkRule("d2", "10.77.0.3", 1e7, 0.0, 0.0, 0.2, GilbertElliott(0.01, 0.3, 0.8), 7),
+        LinkRule("d3", "10.77.0.4", 1e7, 0.0, 0.0, 0.2, Recorded("0010"), 7),
+    ),
     uplink_bps=None,
 )
 FROM_AGENT = [

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from testbed.links import DeviceRules, LinkRule
+from testbed.loss import NO_LOSS
 from testbed.shaper.netlink import ClassState, FilterState, QdiscState
 from testbed.shaper.plan import FRAME_BYTES, UNSHAPED_RATE, LinkClass, link_classes, tree_commands, uplink_class
 from testbed.shaper.readback import class_differences, filter_differences, queue_differences, root_differences
@@ -15,7 +16,7 @@ TICKS_700_US = 10937
 
 
 def classes_for(**changes: Any) -> tuple[LinkClass, ...]:
-    plain = LinkRule("d1", "10.77.0.2", rate_bps=10e6, delay_s=0, jitter_s=0, queue_s=0.2, loss=0, seed=7)
+    plain = LinkRule("d1", "10.77.0.2", rate_bps=10e6, delay_s=0, jitter_s=0, queue_s=0.2, loss=NO_LOSS, seed=7)
     return link_classes(DeviceRules("d0", "10.77.0.1", (dataclasses.replace(plain, **changes),), None))
 
 
