@@ -18,14 +18,13 @@
       report
 
 Between the marks lie, apart from the strategies' messages and the tokens, one `start` a peer and prompt and one `ready`
-a peer and mark: `plan_phases` counts them in. The pause for a mark is in no time that is reported.
+a peer and mark: the expected bytes count them in. The pause for a mark is in no time that is reported.
 """
 
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Literal
 
 from astra import overhead, placement
 from astra.checkpoint import checkpoint_folder
@@ -33,9 +32,9 @@ from astra.collectives import Collectives
 from astra.config import BenchConfig
 from astra.environment import Environment
 from astra.errors import ConfigError
-from astra.generation import Generator, plan_decode
 from astra.generation_faults import generation_faults
 from astra.generation_measure import Continuation, GenerationResult, Phase, continuation_row, generation_row
+from astra.generator import Generator, plan_decode
 from astra.jobs import Job
 from astra.measure import LinkTotals, label
 from astra.rank import Connect, Rank, World, connect_zeromq, connected, quiet_collector
@@ -53,6 +52,9 @@ Watch = Callable[[str], None]
 
 PROGRESS_EVERY_S = 0.2
 """Shortest time between two reports of progress within a text: decoding waits for the agent to take them."""
+
+PHASES = PREFILL, DECODE = "prefill", "decode"
+"""What links are counted for; also in the names of marks."""
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer puts at the end of a text that breaks off within a character."""
@@ -131,7 +133,7 @@ class _Rank(Rank):
             tokens.append(first)
             self._show(name, number, tokens, measured=tally is not None)
         if tally is not None:
-            tally.end("prefill", self._mark_together(f"{name}:prefill {number}"))
+            tally.end(PREFILL, self._mark_together(f"{name}:{PREFILL} {number}"))
         self._next_request += new_tokens
         begin_s = end_s = time.perf_counter()
         for token in generator.further_tokens(index + 1, number, first):
@@ -140,7 +142,7 @@ class _Rank(Rank):
                 tokens.append(token)
                 self._show(name, number, tokens, measured=tally is not None)
         if tally is not None:
-            tally.end("decode", self._mark_together(f"{name}:decode {number}"))
+            tally.end(DECODE, self._mark_together(f"{name}:{DECODE} {number}"))
         return Continuation(number, first_token_s, end_s - begin_s, tuple(tokens)) if self._rank == 0 else None
 
     def _prefill(self, job: Job, generator: Generator, index: int, number: int) -> tuple[int | None, float]:
@@ -169,8 +171,8 @@ class _Rank(Rank):
             strategy=job.strategy,
             placement=self._config.input.placement,
             texts=texts,
-            prefill=_phase([*job.messages, *placed], start + ready, [tally.prefill for tally in tallies]),
-            decode=_phase(decode, ready, [tally.decode for tally in tallies]),
+            prefill=_phase([*job.messages, *placed], start + ready, [tally.totals[PREFILL] for tally in tallies]),
+            decode=_phase(decode, ready, [tally.totals[DECODE] for tally in tallies]),
         )
         self._reporter.row("summary", generation_row(result, self._reference))
         return result
@@ -195,26 +197,25 @@ class _Tally:
     def __init__(self, links: Links | None):
         """Begin at a mark; `links` is None where nobody counts."""
         self._links = links
-        self.prefill = self.decode = None if links is None else LinkTotals(0, 0, 0)
+        nothing = None if links is None else LinkTotals(0, 0, 0)
+        self.totals = dict.fromkeys(PHASES, nothing)
 
-    def end(self, phase: Literal["prefill", "decode"], links: Links | None) -> None:
+    def end(self, phase: str, links: Links | None) -> None:
         """Count what came since the last mark to a phase."""
-        so_far: LinkTotals | None = getattr(self, phase)
+        so_far = self.totals[phase]
         if so_far is not None and self._links is not None and links is not None:
-            setattr(self, phase, LinkTotals.sum([so_far, LinkTotals.between(self._links, links)]))
+            self.totals[phase] = LinkTotals.sum([so_far, LinkTotals.between(self._links, links)])
         self._links = links
 
     def to_json(self) -> bytes:
         """Pack the totals for the way to rank 0."""
-        phases = (self.prefill, self.decode)
-        return json.dumps([None if totals is None else asdict(totals) for totals in phases]).encode()
+        return json.dumps({phase: totals and asdict(totals) for phase, totals in self.totals.items()}).encode()
 
     @classmethod
     def from_json(cls, packed: bytes | memoryview) -> "_Tally":
         """Unpack what another rank's `to_json` made."""
         tally = cls(None)
-        phases = json.loads(bytes(packed))
-        tally.prefill, tally.decode = (None if totals is None else LinkTotals(**totals) for totals in phases)
+        tally.totals = {phase: totals and LinkTotals(**totals) for phase, totals in json.loads(bytes(packed)).items()}
         return tally
 
 

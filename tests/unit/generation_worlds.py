@@ -9,7 +9,7 @@ from strategy_worlds import TIMEOUT_S
 from torch import Tensor
 
 from astra.collectives import Collectives
-from astra.generation import Generator
+from astra.generator import Generator
 from astra.models import ModelAdapter
 from astra.sampling import Sampler
 from astra.strategies import STRATEGIES, RankContext, Request

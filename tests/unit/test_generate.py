@@ -13,7 +13,7 @@ from torch import Tensor
 from astra.codebook import save_codebooks
 from astra.config import AstraConfig, PrismConfig, SequenceConfig, SingleConfig
 from astra.fit import fit_codebooks
-from astra.generation import plan_decode
+from astra.generator import plan_decode
 from astra.models import ModelAdapter
 from astra.sampling import Sampler
 from astra.strategy_config import GalaxyConfig, PipelineConfig, TensorConfig
