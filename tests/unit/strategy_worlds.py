@@ -18,6 +18,8 @@ from astra.timeline import Timeline
 from astra.transport import Traffic
 from astra.transport.inproc import connect
 
+torch.set_num_threads(1)  # ranks are threads already: more of them per rank double the CPU time of these tests
+
 EXACT = 1e-4  # relative; the same fp32 operations, summed in another order over four layers
 TIMEOUT_S = 30.0
 IMAGE_SIZE = 80  # 25 tokens: no world size from 2 to 4 divides them
