@@ -1,6 +1,9 @@
 """What `astra generate --check` says about a config that cannot generate."""
 
 import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -106,3 +109,35 @@ def test_every_strategy_generates_or_is_refused() -> None:
     assert set(DECODERS) == set(GENERATING_STRATEGIES)
     names = {kind.model_fields["name"].default for kind in get_args(AnyStrategy)}
     assert names - set(DECODERS) == {"block"}
+
+
+def test_check_imports_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "texts.json").write_text(json.dumps(CONFIG))
+    code = (
+        "import sys; from astra.cli import app; "
+        f"app(['generate', '--check', '--config', {str(tmp_path / 'texts.json')!r}], standalone_mode=False); "
+        "print(sorted({'torch', 'transformers', 'sklearn', 'zmq', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["texts.json: no mistakes found", "[]"]
+
+
+def test_generate_alone_streams_to_stdout_and_writes_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TESTBED_OUT": tmp_path}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("TESTBED_SOCKET", raising=False)
+    monkeypatch.setattr("astra.rank.SETTLE_S", 0.0)
+    changes = {"model": {"family": "llama", "size": "tiny", "num_tokens": 9}, "requests": 1, "warmup": 0}
+    path = tmp_path / "texts.json"
+    path.write_text(json.dumps(CONFIG | changes | {"strategies": ["single"], "generation": {"max_new_tokens": 3}}))
+    result = CliRunner().invoke(app, ["generate", "--config", str(path)])
+    assert (result.exit_code, result.stderr) == (0, "single:begin\nsingle:prefill 0\nsingle:decode 0\n")
+    assert result.stdout.startswith("\nsingle, text 1: ")
+    assert len(result.stdout.strip().removeprefix("single, text 1:")) > 0
+    assert (
+        (tmp_path / "summary.csv").read_text().startswith("strategy,settings,placement,requests,tokens,time_to_first")
+    )
