@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import pwd
 import secrets
@@ -72,6 +73,8 @@ from testbed.shaper import Shaper
 __all__ = ["Agent", "main"]
 
 HELLO_PERIOD_S = 0.2
+FIRST_WORD_LIMIT_S = 60.0
+"""A named agent whose controller has never spoken leaves after this: the controller died while starting it."""
 COLLECT_LIMIT_BYTES = 64 << 20
 log = logging.getLogger("testbed.agent")
 
@@ -97,6 +100,8 @@ class Agent:
         self._barriers: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._program: Program | None = None
         self._starting = False
+        # Whoever starts agents without a name (Compose, Swarm) starts the controller apart; it may prepare for long.
+        self._first_word_limit_s = math.inf if device is None else FIRST_WORD_LIMIT_S
         self._watch: asyncio.Task[None] | None = None
         self._heard_at: float | None = None
         self._held = False
@@ -129,13 +134,14 @@ class Agent:
 
     async def _announce(self) -> None:
         """Say hello until heard (and for ever once held), and leave when the controller has gone."""
-        hello = encode(self._hello)
+        hello, started_at = encode(self._hello), time.monotonic()
         while True:
             if self._heard_at is None or self._held:
                 with contextlib.suppress(zmq.Again):
                     await self._socket.send(hello, zmq.NOBLOCK)
-            elif time.monotonic() - self._heard_at > SILENCE_LIMIT_S:
-                log.error("controller silent for %s s; leaving", SILENCE_LIMIT_S)
+            limit_s = self._first_word_limit_s if self._heard_at is None else SILENCE_LIMIT_S
+            if not self._held and time.monotonic() - (self._heard_at or started_at) > limit_s:
+                log.error("controller silent for %s s; leaving", limit_s)
                 return
             await asyncio.sleep(HELLO_PERIOD_S)
 
@@ -180,8 +186,10 @@ class Agent:
         out = self._folder / "out"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
+        out.chmod(0o755)
         config = self._folder / "config.json"
         config.write_text(start.config)
+        config.chmod(0o644)  # whatever our umask: the program may be another user's
         await self._device_socket.open(start.uid)
         if start.uid is not None:
             os.chown(out, start.uid, -1 if start.gid is None else start.gid)
@@ -226,19 +234,25 @@ class Agent:
             name = str(path.relative_to(out))
             if path.is_dir() and not path.is_symlink():
                 continue
-            if path.is_symlink() or not path.is_file() or path.stat().st_size > budget:
-                left_out.append(name)
+            if path.is_symlink() or not path.is_file() or path.stat().st_size > budget or not name.isprintable():
+                left_out.append(ascii(name)[1:-1])
                 continue
             budget -= path.stat().st_size
-            with path.open("rb") as file:
-                data = file.read(FILE_CHUNK_BYTES)
-                while True:
-                    following = file.read(FILE_CHUNK_BYTES)
-                    await self._send(File(path=name, data=data, last=not following))
-                    if not following:
-                        break
-                    data = following
+            try:
+                await self._send_file(path, name)
+            except OSError as error:
+                left_out.append(f"{name} ({error.strerror})")
         return left_out
+
+    async def _send_file(self, path: Path, name: str) -> None:
+        with path.open("rb") as file:
+            data = file.read(FILE_CHUNK_BYTES)
+            while True:
+                following = file.read(FILE_CHUNK_BYTES)
+                await self._send(File(path=name, data=data, last=not following))
+                if not following:
+                    return
+                data = following
 
     async def _stop_program(self, grace_s: float) -> None:
         if self._program is not None:

@@ -52,8 +52,10 @@ def run(
     uncapped: Uncapped = False,
     plain: Plain = False,
     calibrate: Annotated[bool, typer.Option(help="measure the links first")] = True,
-    go_on: Annotated[bool, typer.Option("--go-on", help="run although a link is out of tolerance")] = False,
-    timeout_s: Annotated[float | None, typer.Option(help="give up on the program after so many seconds")] = None,
+    go_on: Annotated[bool, typer.Option("--go-on", help="run on untrue links, or on more CPUs than there are")] = False,
+    timeout_s: Annotated[
+        float | None, typer.Option(min=0.1, help="give up on the program after so many seconds")
+    ] = None,
 ) -> None:
     """Run a scenario: make its devices, shape and calibrate the links, run the program, report."""
     loaded = load(scenario)
@@ -218,8 +220,9 @@ def _version(show: Annotated[bool, typer.Option("--version", help="print the ver
 
 def main() -> None:
     """Run the command line; every failure becomes one message and an exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     try:
         app()
     except TestbedError as error:

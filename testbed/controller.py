@@ -21,13 +21,13 @@ from typing import Any
 
 from testbed import probe
 from testbed.display import Display
-from testbed.errors import CalibrationError, InputError, InterruptError, TestbedError
+from testbed.errors import CalibrationError, InputError, InterruptError, TestbedError, UnsupportedError
 from testbed.expect import Verdict, judge
 from testbed.fleet import Fleet, Identity, Job
 from testbed.links import rules_for
 from testbed.loss import NO_LOSS
 from testbed.program import search_path
-from testbed.record import Record, Row, describe_machine
+from testbed.record import Record, Row, Status, describe_machine, mark_interrupted
 from testbed.runtimes import RUNTIMES, userns
 from testbed.runtimes.state import ProcessId, RunState, new_run_id
 from testbed.scenario import Scenario, device_names
@@ -36,6 +36,8 @@ __all__ = ["Options", "Outcome", "calibrate", "check", "down", "remove_abandoned
 
 TERMINATE_WAIT_S = 15.0
 PROBE_TIMEOUT_S = 600.0
+CPUS_SLACK = 1e-6
+"""For sums of numbers such as 0.1."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def run(scenario: Scenario, options: Options, display: Display) -> Outcome:
     verdicts = judge(scenario.expect, record.tables.get("summary", []))
     met = all(verdict.met for verdict in verdicts)
     record.finish("ok" if met else "failed", expectations=[asdict(verdict) for verdict in verdicts])
+    record.hand_over(identity.uid, identity.gid)
     return Outcome(record.folder, record.tables, tuple(verdicts))
 
 
@@ -109,6 +112,8 @@ def calibrate(scenario: Scenario, options: Options, display: Display) -> Outcome
         record.manifest({**describe_machine(), **fleet.facts(), "options": _plain(options)})
     verdicts = tuple(Verdict(bool(row["ok"]), probe.describe(row)) for row in rows)
     record.finish("ok" if all(verdict.met for verdict in verdicts) else "failed")
+    identity = invoking_user()
+    record.hand_over(identity.uid, identity.gid)
     return Outcome(record.folder, record.tables, verdicts)
 
 
@@ -133,6 +138,8 @@ def down(state: RunState) -> None:
             time.sleep(0.05)
     if state.folder.exists():
         RUNTIMES[state.runtime](state).remove()
+        if state.results:
+            mark_interrupted(Path(state.results))
         state.forget()
 
 
@@ -149,10 +156,12 @@ def check(scenario: Scenario) -> None:
     command = scenario.workload.check
     if command is None:
         return
+    identity = invoking_user()
     with _config_file(scenario) as config:
+        surroundings = _local_environment(identity, config)
         try:
             checked = subprocess.run(
-                list(command), env=_local_environment(invoking_user(), config), capture_output=True, text=True
+                list(command), env=surroundings, capture_output=True, text=True, **_as_user(identity)
             )
         except OSError as error:
             raise InputError([f"workload.check: must name a program, got {command[0]!r} ({error})"]) from error
@@ -166,8 +175,19 @@ def invoking_user() -> Identity:
     uid = os.environ.get("SUDO_UID")
     if os.geteuid() != 0 or userns.inside() or not uid or uid == "0":
         return Identity()
-    entry = pwd.getpwuid(int(uid))
+    try:
+        entry = pwd.getpwuid(int(uid))
+    except (ValueError, KeyError) as error:
+        raise InputError([f"SUDO_UID: must be a user of this machine, got {uid!r}; unset it to run as root"]) from error
     return Identity(uid=entry.pw_uid, gid=entry.pw_gid, home=entry.pw_dir)
+
+
+def _as_user(identity: Identity) -> dict[str, Any]:
+    """Arguments by which `subprocess` starts a program as that user, with that user's groups and no others."""
+    if identity.uid is None or identity.gid is None:
+        return {}
+    groups = os.getgrouplist(pwd.getpwuid(identity.uid).pw_name, identity.gid)
+    return {"user": identity.uid, "group": identity.gid, "extra_groups": groups}
 
 
 @contextlib.contextmanager
@@ -176,14 +196,22 @@ def _recording(record: Record) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        record.finish("interrupted", error="interrupted")
+        _finish(record, "interrupted", "interrupted")
         raise InterruptError(f"interrupted; what was measured until then is in {record.folder}") from interrupt
     except TestbedError as error:
-        record.finish("failed", error=str(error))
+        _finish(record, "failed", str(error))
         raise
     except BaseException as error:
-        record.finish("failed", error=repr(error))
+        _finish(record, "failed", repr(error))
         raise
+
+
+def _finish(record: Record, status: Status, error: str) -> None:
+    """Write how the run ended, unless the run folder is what failed: the first error is the one to report."""
+    identity = invoking_user()
+    with contextlib.suppress(TestbedError):
+        record.finish(status, error=error)
+        record.hand_over(identity.uid, identity.gid)
 
 
 @contextlib.contextmanager
@@ -191,6 +219,7 @@ def _devices(
     scenario: Scenario, options: Options, record: Record, display: Display, *, keep: bool = False
 ) -> Iterator[tuple[Fleet, RunState]]:
     """Make a scenario's devices; remove them at the end, unless `keep` is set and the block ended well."""
+    _check_cpus(scenario, options)
     for left in remove_abandoned():
         display.say(f"removed what run {left.run_id} ({left.name}) left behind")
     state = RunState(
@@ -200,6 +229,7 @@ def _devices(
         devices=device_names(scenario.devices.count),
         controller=ProcessId.of(os.getpid()),
         scenario=scenario.dump(),
+        results="" if keep else str(record.folder.resolve()),
     )
     state.save()
     runtime = RUNTIMES[options.runtime](state, uncapped=options.uncapped)
@@ -216,6 +246,19 @@ def _devices(
             with _uninterrupted():
                 runtime.remove()
                 state.forget()
+
+
+def _check_cpus(scenario: Scenario, options: Options) -> None:
+    """Refuse devices that together have more CPUs than this machine: they would take them from one another."""
+    if options.go_on or options.uncapped or options.runtime == "compose":
+        return
+    caps = [scenario.devices.spec(name).cpus or 0.0 for name in device_names(scenario.devices.count)]
+    cores = len(os.sched_getaffinity(0))
+    if sum(caps) > cores + CPUS_SLACK:
+        raise UnsupportedError(
+            f"devices.cpus: must add up to at most this machine's {cores} cores, got {sum(caps):g}; give the devices "
+            "less (null sets no limit), or run with --go-on and do not believe the figures"
+        )
 
 
 @contextlib.contextmanager
@@ -245,8 +288,7 @@ def _prepare(scenario: Scenario, record: Record, display: Display, identity: Ide
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            user=identity.uid,
-            group=identity.gid,
+            **_as_user(identity),
         )
         with process:
             try:

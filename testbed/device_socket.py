@@ -59,8 +59,8 @@ class DeviceSocket:
         self._connections.add(connection)
         try:
             await self._converse(reader, writer)
-        except ConnectionError:
-            pass  # the program has gone; how it ended is reported by whoever watches it
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # the program has gone, or we hang up; how it ended is reported by whoever watches it
         finally:
             self._connections.discard(connection)
             writer.close()

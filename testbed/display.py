@@ -79,6 +79,8 @@ def fitting_table(rows: Sequence[Mapping[str, Value]], console: Console, *, titl
 
     Where the columns do not fit side by side the table is turned, so that each row becomes a column.
     """
+    if not rows:
+        return Group(Text("nothing to show", style="dim"))
     columns = [name for name in dict.fromkeys(name for row in rows for name in row) if _worth_showing(name, rows)]
     uniform = [name for name in columns if len(rows) > 1 and len({row.get(name) for row in rows}) == 1]
     varying = [{name: row.get(name) for name in columns if name not in uniform} for row in rows]

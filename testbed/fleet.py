@@ -263,6 +263,9 @@ class Fleet:
             if all(device.collected or not device.started or name in gone for name, device in self._devices.items()):
                 break
             self._pump(stopping=True)
+        else:
+            lacking = self._lacking_text(lambda device: device.collected or not device.started)
+            self._display.say(f"files of {lacking} did not all arrive within {COLLECT_TIMEOUT_S:g} s")
         self._record.merge_timelines()
 
     # Messages
@@ -331,6 +334,7 @@ class Fleet:
                 device.collected = True
                 if left_out:
                     self._record.log(name, f"[not collected: {', '.join(left_out)}]")
+                    self._display.say(f"{name} left files that were not collected: {', '.join(left_out)}")
             case Failed(error=error, exit_code=exit_code):
                 raise (UnsupportedError if exit_code == UnsupportedError.exit_code else DeviceError)(
                     f"device {name}: {error}"

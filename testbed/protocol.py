@@ -10,7 +10,7 @@ Only says what the messages are and turns them into bytes and back; sends nothin
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from testbed.links import DeviceRules
 
@@ -52,7 +52,11 @@ SILENCE_LIMIT_S = 10.0
 """An agent that hears nothing from its controller for this long stops its program and exits."""
 FILE_CHUNK_BYTES = 1 << 20
 
-Value = str | int | float | bool | None
+Integer = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
+Value = str | bool | Integer | Annotated[float, Field(strict=True, allow_inf_nan=False)] | None
+"""A cell of a table: what CSV, JSON and msgpack all can say."""
+OWN_TABLES = ("links", "marks", "events")
+"""Tables that testbed writes itself."""
 
 
 class _Message(BaseModel):
@@ -280,12 +284,18 @@ ControllerMessage = Shape | Start | BarrierOpen | ReadCounters | Stop | Ping | H
 # Program to agent (JSON lines)
 
 
+def _not_our_own(table: str) -> str:
+    if table in OWN_TABLES:
+        raise ValueError(f"must be none of testbed's own tables {', '.join(OWN_TABLES)}, got {table!r}")
+    return table
+
+
 class RowCall(BaseModel):
     """`{"op": "row", "table": ..., "row": {...}}`."""
 
     model_config = ConfigDict(extra="forbid")
     op: Literal["row"]
-    table: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+    table: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$"), AfterValidator(_not_our_own)]
     row: dict[str, Value]
 
 

@@ -11,15 +11,15 @@
 A run that was cut off stays readable: `summary.json` says `running`, `failed` or `interrupted` until it says `ok`.
 """
 
+import contextlib
 import csv
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from testbed.errors import InputError, TestbedError
 
-__all__ = ["Record", "Row", "Status", "describe_machine"]
+__all__ = ["Record", "Row", "Status", "describe_machine", "mark_interrupted"]
 
 Row = dict[str, str | int | float | bool | None]
 Status = Literal["running", "ok", "failed", "interrupted"]
@@ -60,6 +60,12 @@ class Record:
         record.finish("running")
         return record
 
+    def hand_over(self, uid: int | None, gid: int | None) -> None:
+        """Give the folder and all in it to the user on whose behalf the run was; None leaves it."""
+        if uid is not None:
+            for path in [self.folder, *self.folder.rglob("*")]:
+                os.chown(path, uid, -1 if gid is None else gid, follow_symlinks=False)
+
     def manifest(self, facts: Mapping[str, Any]) -> None:
         """Write what the run ran on."""
         _write_json(self.folder / "manifest.json", dict(facts))
@@ -72,7 +78,7 @@ class Record:
         path = self.folder / f"{table}.csv"
         added = [name for name in row if name not in columns]
         columns.extend(added)
-        with path.open("w" if added else "a", newline="") as file:
+        with _writing(path), path.open("w" if added else "a", newline="") as file:
             writer = csv.DictWriter(file, columns)
             if added:
                 writer.writeheader()
@@ -82,7 +88,8 @@ class Record:
 
     def log(self, device: str, line: str) -> None:
         """Append a line to a device's log."""
-        with (self.folder / "logs" / f"{device}.log").open("a") as file:
+        path = self.folder / "logs" / f"{device}.log"
+        with _writing(path), path.open("a") as file:
             file.write(line + "\n")
 
     def file(self, device: str, path: str, data: bytes) -> None:
@@ -91,9 +98,10 @@ class Record:
         target = (root / path).resolve()
         if not target.is_relative_to(root):
             raise TestbedError(f"device {device}: file name must stay inside its folder, got {path!r}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("ab") as file:
-            file.write(data)
+        with _writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("ab") as file:
+                file.write(data)
 
     def merge_timelines(self) -> None:
         """Join the devices' `timeline.json` files (Chrome trace) into one."""
@@ -119,6 +127,15 @@ class Record:
             "rows": self.tables.get("summary", []),
         }
         _write_json(self.folder / "summary.json", summary)
+
+
+def mark_interrupted(folder: Path) -> None:
+    """Mark a run folder whose controller was killed; one that says how it ended, or is gone, stays as it is."""
+    path = folder / "summary.json"
+    with contextlib.suppress(OSError, ValueError):
+        summary = json.loads(path.read_text())
+        if summary["status"] == "running":
+            _write_json(path, {**summary, "status": "interrupted", "error": "the controller was killed"})
 
 
 def describe_machine() -> dict[str, Any]:
@@ -169,5 +186,17 @@ def _free_folder(wanted: Path) -> Path:
 
 def _write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=indent) + "\n")
-    partial.rename(path)
+    with _writing(path):
+        partial.write_text(json.dumps(content, indent=indent) + "\n")
+        partial.rename(path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say what could not be written, and that the run ends for want of its record."""
+    try:
+        yield
+    except OSError as error:
+        raise TestbedError(
+            f"{path}: the run folder must stay writable, got {error.strerror!r}; what came after that is lost"
+        ) from error

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import RuntimeFailureError, UnsupportedError
+from testbed.runtimes import userns
 
 __all__ = ["DeviceGroups", "Hierarchies", "cpu_quota", "find_hierarchies"]
 
@@ -65,7 +66,9 @@ def find_hierarchies(mounts: str | None = None, own_groups: str | None = None) -
     if {"cpu", "memory"} <= found.keys():
         return Hierarchies(1, found["cpu"], found["memory"])
     if unified is not None:
-        root = unified if os.geteuid() == 0 else _own_group(unified, own_groups)
+        # Root of a user namespace is still the user outside, who owns no more than what was delegated.
+        real_root = os.geteuid() == 0 and not userns.inside()
+        root = unified if real_root else _own_group(unified, own_groups)
         available = _read(root / "cgroup.controllers").split()
         if {"cpu", "memory"} <= set(available):
             return Hierarchies(2, root, root)
@@ -156,11 +159,6 @@ class DeviceGroups:
             kept = path.read_text().strip()
             if kept != value and value != "-1":
                 raise RuntimeFailureError(f"device {device}: {path} must be {value}, got {kept!r}")
-
-    def add(self, device: str, pid: int) -> None:
-        """Move a process into a device's groups."""
-        for parent in self._parents:
-            (parent / device / "cgroup.procs").write_text(str(pid))
 
     def files(self, device: str) -> list[Path]:
         """Return the files that a process writes its id to in order to join the device."""

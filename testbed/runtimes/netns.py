@@ -30,6 +30,10 @@ __all__ = ["NetnsRuntime"]
 SUBNET = "10.77.0"
 INTERFACE = "eth0"
 KILL_WAIT_S = 2.0
+SOCKET_PATH_BYTES = 100
+"""A Unix socket's path may have 107 bytes; the devices' own sockets are a little longer than the controller's."""
+RUN_VARIABLE = "TESTBED_RUN"
+"""Environment variable that marks the processes of a run."""
 # Joins control groups by writing its own process id, then becomes the command behind "--".
 _JOIN = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 70; shift; done; shift; exec "$@"'
 
@@ -48,7 +52,13 @@ class NetnsRuntime:
 
     def endpoint(self) -> str:
         """ZeroMQ endpoint that the controller binds and the agents connect to."""
-        return f"ipc://{self._state.folder}/control.sock"
+        socket = self._state.folder / "control.sock"
+        if len(os.fsencode(socket)) > SOCKET_PATH_BYTES:
+            raise UnsupportedError(
+                f"TESTBED_STATE_DIR: must be short enough for Unix sockets ({SOCKET_PATH_BYTES} bytes in all), "
+                f"got {str(socket)!r}; name a shorter folder"
+            )
+        return f"ipc://{socket}"
 
     def create(self, specs: Mapping[str, DeviceSpec]) -> None:
         """Make switch, devices and control groups, and start every agent."""
@@ -95,19 +105,18 @@ class NetnsRuntime:
 
     def enter(self, device: str, command: Sequence[str]) -> list[str]:
         """Command line that runs `command` inside a device, limits included."""
-        agent = self._state.agents[device]
+        agent = self._state.agents.get(device)
+        if agent is None:
+            raise RuntimeFailureError(f"device {device}: agent must have reported, got none yet; try again in a moment")
         if not agent.alive():
             raise RuntimeFailureError(f"device {device}: agent {agent.pid} must be alive, got none; testbed down")
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
         inner = ["nsenter", "--target", str(agent.pid), *user, "--mount", "--net", "--", *command]
-        return self._joining(device, inner)
+        return ["env", f"{RUN_VARIABLE}={self._state.run_id}", *self._joining(device, inner)]
 
     def remove(self) -> None:
         """Remove all that bears the run's id; idempotent, also after a crash."""
-        for agent in {**self._state.agents, **self._living_agents()}.values():
-            if agent.alive():
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(agent.pid, signal.SIGKILL)
+        self._kill_all()
         if self._groups is not None:
             self._groups.remove()
         self._remove_namespaces()
@@ -163,6 +172,7 @@ class NetnsRuntime:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env={**os.environ, RUN_VARIABLE: self._state.run_id},
             )
 
     def _joining(self, device: str, command: Sequence[str]) -> list[str]:
@@ -171,26 +181,49 @@ class NetnsRuntime:
 
     # Finding and removing
 
-    def _living_agents(self) -> dict[str, ProcessId]:
-        found = {}
-        for device, process in self._agents.items():
-            with contextlib.suppress(ProcessLookupError):
-                found[device] = ProcessId.of(process.pid)
-        return found
+    def _kill_all(self) -> None:
+        """Kill every process that bears the run's id in its environment, and wait until none is left.
+
+        Agents bear it and all that they start inherits it, also in a user namespace that went on alone when its
+        controller was killed; neither names nor control groups lead to those.
+        """
+        deadline = time.monotonic() + KILL_WAIT_S
+        while (pids := _processes_with(f"{RUN_VARIABLE}={self._state.run_id}")) and time.monotonic() < deadline:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     def _remove_namespaces(self) -> None:
-        listed = subprocess.run(["ip", "-j", "netns", "list"], capture_output=True, text=True)
-        names = [entry["name"] for entry in json.loads(listed.stdout or "[]")]
-        for name in names:
+        for name in _listed_namespaces():
             if name.startswith(self._namespace("")):
                 _kill_all_in(name)
-                _ip("netns", "delete", name)
+                with contextlib.suppress(RuntimeFailureError):  # somebody else may be removing it at this moment
+                    _ip("netns", "delete", name)
+        left = [entry for entry in _listed_namespaces() if entry.startswith(self._namespace(""))]
+        if left:
+            raise RuntimeFailureError(f"namespaces: {', '.join(left)} must go away, got them still; see ip netns")
 
     def _namespace(self, name: str) -> str:
         return f"tb-{self._state.run_id}-{name}"
 
     def _folder(self, device: str) -> Path:
         return self._state.folder / device
+
+
+def _listed_namespaces() -> list[str]:
+    listed = subprocess.run(["ip", "-j", "netns", "list"], capture_output=True, text=True)
+    return [entry["name"] for entry in json.loads(listed.stdout or "[]")]
+
+
+def _processes_with(variable: str) -> list[int]:
+    """Return the processes, but this one and zombies, whose environment holds `variable` (NAME=value)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return [pid for pid in found if pid != os.getpid()]
 
 
 def _kill_all_in(namespace: str) -> None:

@@ -65,6 +65,8 @@ class RunState:
     addresses: dict[str, str] = field(default_factory=dict)
     scenario: str = ""
     """The resolved scenario as YAML."""
+    results: str = ""
+    """The run folder, absolute; empty for `testbed up`."""
 
     @property
     def folder(self) -> Path:
@@ -83,7 +85,8 @@ class RunState:
 
     def save(self) -> None:
         """Write atomically."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o755)  # whatever our umask: programs of another user have their sockets below
         partial = self.folder / "state.json.partial"
         partial.write_text(json.dumps(asdict(self), indent=1))
         partial.rename(self.folder / "state.json")
@@ -94,26 +97,31 @@ class RunState:
 
     @classmethod
     def load_all(cls) -> list["RunState"]:
-        """Read every run that left a trace, oldest first. A folder without a readable state is passed over."""
+        """Read every run that left a trace, in order of their ids.
+
+        A state that is damaged is that of an abandoned run without agents: what bears its id can still be removed.
+        One that another version wrote, or that has gone meanwhile, is passed over.
+        """
         states = []
-        if not state_folder().is_dir():
-            return []
-        for path in sorted(state_folder().glob("*/state.json"), key=lambda p: p.stat().st_mtime):
+        for path in sorted(state_folder().glob("*/state.json")):
             try:
-                raw = json.loads(path.read_text())
-                states.append(
-                    cls(
-                        **{
-                            **raw,
-                            "devices": tuple(raw["devices"]),
-                            "controller": ProcessId(**raw["controller"]),
-                            "agents": {name: ProcessId(**process) for name, process in raw["agents"].items()},
-                        }
-                    )
-                )
-            except (ValueError, KeyError, TypeError):
+                states.append(cls._read(path))
+            except json.JSONDecodeError:
+                nobody = ProcessId(0, 0)
+                states.append(cls(path.parent.name, "(damaged state)", "netns", devices=(), controller=nobody))
+            except (OSError, KeyError, TypeError):
                 continue
         return states
+
+    @classmethod
+    def _read(cls, path: Path) -> "RunState":
+        raw = json.loads(path.read_text())
+        parts = {
+            "devices": tuple(raw["devices"]),
+            "controller": ProcessId(**raw["controller"]),
+            "agents": {name: ProcessId(**process) for name, process in raw["agents"].items()},
+        }
+        return cls(**{**raw, **parts})
 
 
 def new_run_id() -> str:

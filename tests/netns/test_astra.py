@@ -67,7 +67,7 @@ def bench(place: Path, weights: list[float], strategies: list[Any]) -> dict[str,
     (place / "config.json").write_text(json.dumps(config))
     with (place / "scenario.yaml").open("w") as file:
         YAML(typ="safe").dump(scenario, file)
-    line = [sys.executable, "-m", "testbed", "run", "scenario.yaml", "--out", "out", "--no-calibrate"]
+    line = [sys.executable, "-m", "testbed", "run", "scenario.yaml", "--out", "out", "--no-calibrate", "--go-on"]
     done = subprocess.run(
         line, cwd=place, env={**environment(place), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -168,7 +169,7 @@ def test_run_caps_cpu_with_a_period_of_10_ms(place: Path) -> None:
     done = run(place, [sys.executable, "-c", script])
     assert done.returncode == 0, done.stderr
     share = float((place / "out" / "logs" / "d0.log").read_text().split()[-1])
-    assert 0.3 < share < 0.55  # asked 0.5; less if others load the machine
+    assert 0.05 < share < 0.55  # asked 0.5; far less if others load the machine
 
 
 def test_run_names_a_program_that_outgrew_its_memory(place: Path) -> None:
@@ -357,13 +358,27 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
 """
 
 
-def as_nobody(place: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def _as_nobody_line(place: Path) -> list[str]:
     place.chmod(0o777)
     prefix = Path(sys.base_prefix)
     hidden = any(not parent.stat().st_mode & 0o001 for parent in prefix.parents)
-    line = ["unshare", "--mount", "sh", "-c", AS_NOBODY, "sh", str(prefix) if hidden else "", *TESTBED]
-    surroundings = {**environment(place), "HERE": str(place), "HOME": str(place)}
-    return subprocess.run([*line, *map(str, arguments)], env=surroundings, capture_output=True, text=True, timeout=60)
+    return ["unshare", "--mount", "sh", "-c", AS_NOBODY, "sh", str(prefix) if hidden else ""]
+
+
+def _nobodys_environment(place: Path) -> dict[str, str]:
+    return {**environment(place), "HERE": str(place), "HOME": str(place)}
+
+
+def as_nobody(place: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    line = [*_as_nobody_line(place), *TESTBED, *map(str, arguments)]
+    return subprocess.run(line, env=_nobodys_environment(place), capture_output=True, text=True, timeout=60)
+
+
+def as_nobody_in_background(place: Path, *command: str) -> subprocess.Popen[str]:
+    line = [*_as_nobody_line(place), *command]
+    return subprocess.Popen(
+        line, env=_nobodys_environment(place), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def test_user_who_is_not_root_runs_in_a_user_namespace(place: Path) -> None:
@@ -382,3 +397,107 @@ def test_user_who_is_not_root_is_told_how_to_have_limits(place: Path) -> None:
     done = as_nobody(place, "run", place / "scenario.yaml", "--out", place / "out2", "--no-calibrate", "--uncapped")
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((place / "out2" / "manifest.json").read_text())["options"]["uncapped"] is True
+
+
+def test_user_who_is_not_root_can_remove_what_a_crash_left(place: Path) -> None:
+    scenario = write(place, ["sh", "-c", "sleep 301 & sleep 302"], devices={"count": 2})
+    script = (
+        f"{sys.executable} -m testbed run {scenario} --out {place}/out --no-calibrate --plain & echo $! > pid; wait"
+    )
+    with as_nobody_in_background(place, "sh", "-c", script) as process:
+        wait_for_line(process, "running sh")
+        time.sleep(0.5)
+        run_ids(place)
+        os.kill(int((place / "pid").read_text()), signal.SIGKILL)
+    assert sleeping("sleep 301")
+    done = as_nobody(place, "down")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not sleeping("sleep 301")
+    assert not sleeping("sleep 302")
+    assert traces(place) == NOTHING
+    assert json.loads((place / "out" / "summary.json").read_text())["status"] == "interrupted"
+
+
+def sleeping(command: str) -> list[str]:
+    return subprocess.run(["pgrep", "-fx", command], capture_output=True, text=True).stdout.split()
+
+
+def test_controller_killed_while_it_makes_devices_is_cleaned_up(place: Path) -> None:
+    scenario = write(place, ["true"], count=4)
+    for delay_s in (0.05, 0.2, 0.4):
+        with start(place, "run", scenario, "--out", place / f"out{delay_s}", "--no-calibrate", "--plain") as process:
+            wait_for_line(process, "starting 4 devices")
+            time.sleep(delay_s)
+            run_ids(place)
+            process.kill()
+        assert cli(place, "down").returncode == 0
+        assert traces(place) == NOTHING
+
+
+def test_many_downs_at_once_do_not_disturb_one_another(place: Path) -> None:
+    assert cli(place, "up", write(place, ["true"], count=3)).returncode == 0
+    run_ids(place)
+    downs = [start(place, "down") for _ in range(3)]
+    for down in downs:
+        said, _ = down.communicate(timeout=60)
+        assert down.returncode == 0, said
+    assert traces(place) == NOTHING
+
+
+def test_run_ends_with_a_message_when_its_folder_is_deleted(place: Path) -> None:
+    scenario = write(place, ["sh", "-c", "while sleep 0.2; do echo line; done"], count=2)
+    with start(place, "run", scenario, "--out", place / "out", "--no-calibrate", "--plain") as process:
+        wait_for_line(process, "running sh")
+        run_ids(place)
+        shutil.rmtree(place / "out")
+        assert process.stdout is not None
+        said = process.stdout.read()
+        assert process.wait(20) == 1
+    assert "the run folder must stay writable" in said
+    assert "Traceback" not in said
+    assert traces(place) == NOTHING
+
+
+def test_run_refuses_more_cpus_than_the_machine_has(place: Path) -> None:
+    scenario = write(place, ["true"], devices={"count": 2, "cpus": 64})
+    done = cli(place, "run", scenario, "--out", place / "out", "--no-calibrate")
+    assert done.returncode == 2
+    assert "devices.cpus: must add up to at most this machine's" in done.stderr
+    assert cli(place, "run", scenario, "--out", place / "out2", "--no-calibrate", "--go-on").returncode == 0
+
+
+def test_calibrate_of_one_device_has_nothing_to_show(place: Path) -> None:
+    done = cli(place, "calibrate", write(place, ["true"], count=1), "--out", place / "out")
+    assert done.returncode == 0, done.stderr
+    assert "nothing to show" in done.stdout
+
+
+def test_run_names_files_that_it_could_not_collect(place: Path) -> None:
+    script = (
+        "import os; os.chdir(os.environ['TESTBED_OUT']); open(b'bad\\xff', 'w').close(); open('good', 'w').write('1')"
+    )
+    done = run(place, [sys.executable, "-c", script])
+    assert done.returncode == 0, done.stderr
+    assert "d0 left files that were not collected: bad" in done.stdout
+    assert (place / "out" / "devices" / "d0" / "good").read_text() == "1"
+
+
+def test_run_for_a_user_of_sudo_leaves_nothing_of_roots(place: Path) -> None:
+    user = pwd.getpwnam("nobody")
+    place.chmod(0o755)
+    scenario = write(place, ["id", "-u"], count=2, links={"default": {"rate_mbps": 50}})
+    line = [*TESTBED, "run", str(scenario), "--out", str(place / "out"), "--no-calibrate"]
+    surroundings = {**environment(place), "SUDO_UID": str(user.pw_uid), "SUDO_GID": str(user.pw_gid)}
+    done = subprocess.run(line, cwd=place, env=surroundings, capture_output=True, text=True, umask=0o077, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (place / "out" / "logs" / "d0.log").read_text().split() == [str(user.pw_uid)]
+    assert {path.stat().st_uid for path in (place / "out").rglob("*")} == {user.pw_uid}
+    done = subprocess.run(
+        [*line[:-2], str(place / "out2")],
+        cwd=place,
+        env={**surroundings, "SUDO_UID": "99999"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "SUDO_UID: must be a user of this machine" in done.stderr

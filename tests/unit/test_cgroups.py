@@ -29,6 +29,18 @@ def test_find_hierarchies_uses_the_delegated_group_of_a_user(tmp_path: Path, mon
     assert find_hierarchies(mounts, "0::/user.slice/mine\n").cpu == own
 
 
+def test_find_hierarchies_in_a_user_namespace_uses_the_delegated_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("testbed.runtimes.userns.inside", lambda: True)
+    own = tmp_path / "mine"
+    own.mkdir()
+    for folder in (tmp_path, own):
+        (folder / "cgroup.controllers").write_text("cpu memory\n")
+    assert find_hierarchies(f"cgroup2 {tmp_path} cgroup2 rw 0 0\n", "0::/mine\n").cpu == own
+
+
 @pytest.mark.parametrize("mounts", ["", "cgroup /c/cpu cgroup rw,cpu 0 0\n", "cgroup2 /nowhere cgroup2 rw 0 0\n"])
 def test_find_hierarchies_says_what_is_missing_and_the_way_out(mounts: str) -> None:
     with pytest.raises(UnsupportedError, match=r"controllers cpu and memory must be usable.*--uncapped"):

@@ -41,6 +41,8 @@ def test_device_socket_answers_each_call_in_order(tmp_path: Path) -> None:
 
 def test_device_socket_refuses_bad_calls_and_goes_on(tmp_path: Path) -> None:
     bad = [b"{", b"[]", b'{"op": "explode"}', b'{"op": "row", "table": "../x", "row": {}}', b'{"op": "mark"}', b"\xff"]
+    bad += [b'{"op": "row", "table": "summary", "row": {"a": %s}}' % value for value in (b"NaN", b"1e999")]
+    bad += [b'{"op": "row", "table": "links", "row": {"a": 1}}']
 
     async def use(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> list[Any]:
         replies = [await ask(reader, writer, line) for line in bad]

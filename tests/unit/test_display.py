@@ -65,3 +65,9 @@ def test_table_is_turned_where_its_columns_do_not_fit(width: int, turned: bool) 
     assert "20.0\N{NO-BREAK SPACE}MB" in text  # never broken between number and unit
     assert "in every row: settings wire=fp32" in text
     assert ("bytes of kind 7" in text) == turned
+
+
+def test_table_of_nothing_says_so() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(fitting_table([], console))
+    assert "nothing to show" in console.file.getvalue()  # type: ignore[attr-defined]

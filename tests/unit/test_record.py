@@ -2,12 +2,13 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from testbed.errors import InputError, TestbedError
-from testbed.record import Record
+from testbed.record import Record, mark_interrupted
 
 
 def make(folder: Path) -> Record:
@@ -87,3 +88,26 @@ def test_record_finish_keeps_rows_and_error(tmp_path: Path) -> None:
         "device d1: …",
         [{"strategy": "single"}],
     )
+
+
+def test_record_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
+    record = make(tmp_path)
+    shutil.rmtree(record.folder)
+    for write in (
+        lambda: record.row("summary", {"a": 1}),
+        lambda: record.log("d0", "x"),
+        lambda: record.finish("ok"),
+        lambda: record.manifest({}),
+    ):
+        with pytest.raises(TestbedError, match="the run folder must stay writable"):
+            write()
+
+
+def test_record_of_a_killed_controller_is_marked(tmp_path: Path) -> None:
+    record = make(tmp_path)
+    mark_interrupted(record.folder)
+    assert json.loads((record.folder / "summary.json").read_text())["status"] == "interrupted"
+    record.finish("ok")
+    mark_interrupted(record.folder)
+    assert json.loads((record.folder / "summary.json").read_text())["status"] == "ok"
+    mark_interrupted(tmp_path / "gone")

@@ -43,12 +43,18 @@ def test_process_id_is_not_fooled_by_a_reused_number() -> None:
     assert not ProcessId(own.pid, own.start_ticks - 1).alive()
 
 
-def test_unreadable_state_is_passed_over(own_state_folder: Path) -> None:
+def test_damaged_state_is_that_of_an_abandoned_run(own_state_folder: Path) -> None:
     (own_state_folder / "broken").mkdir(parents=True)
     (own_state_folder / "broken" / "state.json").write_text("{")
-    state = make_state(ProcessId.of(os.getpid()))
-    assert RunState.load_all() == [state]
-    state.forget()
+    (damaged,) = RunState.load_all()
+    assert (damaged.run_id, damaged.abandoned()) == ("broken", True)
+    damaged.forget()
+    assert RunState.load_all() == []
+
+
+def test_state_of_another_version_is_left_alone(own_state_folder: Path) -> None:
+    (own_state_folder / "newer").mkdir(parents=True)
+    (own_state_folder / "newer" / "state.json").write_text('{"format": 9}')
     assert RunState.load_all() == []
 
 
