@@ -116,8 +116,8 @@ def test_program_has_no_capabilities_and_agent_has_those_it_needs(place: Path) -
     assert done.returncode == 0, done.stderr
     said = logs(place, "d0")
     program, agent = said[: said.index("Name:", 1)], said[said.index("Name:", 1) :]
-    for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb"):
-        assert re.search(rf"^Cap{kind}:\s+0+$", program, re.MULTILINE)
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert re.search(rf"^{kind}:\s+0+$", program, re.MULTILINE)
     assert re.search(r"^Uid:\s+10001\s", program, re.MULTILINE)
     assert re.search(r"^NoNewPrivs:\s+1$", program, re.MULTILINE)
     held = re.search(r"^CapEff:\s+(\w+)$", agent, re.MULTILINE)
