@@ -43,7 +43,9 @@ __all__ = [
 MAX_DEVICES = 64
 
 Cpus = Annotated[
-    float, Field(gt=0), Rule("a number above 0 or null", "it counts CPU cores; null sets no limit", "number")
+    float,
+    Field(ge=0.01),
+    Rule("a number of at least 0.01 or null", "it counts CPU cores; null sets no limit", "number"),
 ]
 MemoryMb = Annotated[
     int,
@@ -75,7 +77,7 @@ class DeviceOverride(Block):
     """Limits of one device that differ from the others'."""
 
     cpus: Cpus | None = None
-    """CPU cores, as a number above 0; null sets no limit."""
+    """CPU cores, as a number of at least 0.01 (the smallest quota the kernel takes); null sets no limit."""
     memory_mb: MemoryMb | None = None
     """Memory in MB (10^6 bytes), at least 64; null sets no limit."""
     accelerator: Annotated[Accelerator | None, OMITTABLE] = None
@@ -92,7 +94,7 @@ class Devices(Block):
     ]
     """Number of devices, 1 to 64."""
     cpus: Cpus | None = None
-    """CPU cores of each, as a number above 0 (0.4 is 40 % of one core); null sets no limit."""
+    """CPU cores of each, at least 0.01 (0.4 is 40 % of one core); null sets no limit."""
     memory_mb: MemoryMb | None = None
     """Memory of each in MB (10^6 bytes), at least 64; null sets no limit."""
     accelerator: Accelerator = "cpu"
@@ -209,19 +211,12 @@ class Scenario(Block):
     """The emulated machines."""
     links: Links = Links()
     """What joins the devices; unshaped if left out."""
-    events: Annotated[tuple[Event, ...], Field(strict=False, json_schema_extra={"maxItems": 0})] = ()
-    """Changes while the program runs: not supported yet, must be empty."""
+    events: Annotated[tuple[Event, ...], Field(strict=False)] = ()
+    """Changes of links and devices while the program runs."""
     workload: Workload
     """The program that runs on every device."""
     expect: Annotated[tuple[Expectation, ...], Field(strict=False)] = ()
     """What the summary has to say for the run to succeed."""
-
-    @classmethod
-    def rules_between(cls, data: Mapping[Any, Any]) -> Iterator[InitErrorDetails]:
-        """Refuse events, after their form has been checked like everything else."""
-        if data.get("events"):
-            rule = violation("absent or empty", "events and traces are not supported yet")
-            yield fault_at(("events",), data["events"], rule)
 
     def dump(self) -> str:
         """Write the scenario as YAML, defaults included, such that loading it gives an equal scenario."""
