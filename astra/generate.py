@@ -14,6 +14,7 @@
         clock stops                                     .
       ◄───────────────── ready ───────────────────    mark
       mark
+      ──────────────────── end ───────────────────►   .
       ◄──────────────── counters ─────────────────    .
       report
 
@@ -117,6 +118,8 @@ class _Rank(Rank):
                     row = continuation_row(job.strategy, self._config.input.placement, text, self._reference)
                     self._reporter.row("requests", row)
         with self._named(f"{name}, counters"):
+            # Ranks that idle are through long before rank 0: what they send must wait until it has marked.
+            self._patient.broadcast(Tag(self._next_request, 0, "end"), b"" if self._rank == 0 else None)
             payloads = self._collectives.gather(Tag(self._next_request, 0, "counters"), tally.to_json())
         return (
             None if payloads is None else self._report(job, texts, [tally, *map(_Tally.from_json, payloads.values())])

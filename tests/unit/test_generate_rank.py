@@ -11,7 +11,7 @@ from worker_worlds import WORDS, World, served
 
 from astra.config import BenchConfig, InputConfig
 from astra.errors import ConfigError, PeerTimeoutError
-from astra.generate import run_generation
+from astra.generate import _Tally, run_generation
 from astra.generation_measure import GenerationResult
 from astra.reporting import Links
 from astra.sampling import Sampler
@@ -134,6 +134,26 @@ def test_generate_idles_longer_than_any_one_wait(tmp_path: Path, monkeypatch: py
     assert {tag.phase for _, tag, _ in world.recorders[1].sent} <= WORDS
     [row] = world.summary().values()
     assert row["time_per_token_s"] >= 0.4  # type: ignore[operator]
+
+
+def test_generate_lets_nobody_send_before_rank_0_has_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1 is through long before rank 0: its counters and timeline are not to be taken for traffic of decoding."""
+    events: list[str] = []
+
+    class Noted(_Tally):
+        def to_json(self) -> bytes:
+            events.append("counters sent")
+            return super().to_json()
+
+    def links(rank: int, name: str) -> Links:
+        if rank == 0 and name.endswith("decode 0"):
+            time.sleep(0.3)
+            events.append("marked")
+        return {}
+
+    monkeypatch.setattr("astra.generate._Tally", Noted)
+    served(config([{"name": "single"}], requests=1, warmup=0), tmp_path, links=links)
+    assert events == ["marked", "counters sent", "counters sent"]
 
 
 def test_generate_names_what_it_was_doing_when_a_peer_is_gone(tmp_path: Path) -> None:
