@@ -29,7 +29,7 @@ def test_exact_strategies_over_namespaces_make_the_tokens_of_single(place: Path)
     scenario = {
         "name": "texts",
         "seed": 3,
-        "devices": {"count": 3, "cpus": 1.0, "memory_mb": 2000},
+        "devices": {"count": 3, "cpus": 0.6, "memory_mb": 2000},
         "links": {"default": {"rate_mbps": 100}},
         "workload": {
             "command": ["astra", "generate"],
