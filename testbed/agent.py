@@ -20,8 +20,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ import zmq.asyncio
 from testbed.control_network import ControlNetwork
 from testbed.device_socket import Call, DeviceSocket
 from testbed.errors import TestbedError, UnsupportedError
+from testbed.event_clock import EventClock
+from testbed.event_clock import Row as EventRow
+from testbed.links import DeviceRules
 from testbed.own_limits import own_limits
 from testbed.program import Program, search_path
 from testbed.protocol import (
@@ -41,6 +45,7 @@ from testbed.protocol import (
     BarrierCall,
     BarrierOpen,
     Beat,
+    Begin,
     Bye,
     Collected,
     ControllerMessage,
@@ -68,6 +73,7 @@ from testbed.protocol import (
     decode_controller,
     encode,
 )
+from testbed.schedule import Schedule
 from testbed.shaper import Shaper
 
 __all__ = ["Agent", "main"]
@@ -90,6 +96,10 @@ class Agent:
         limits = own_limits() if device is None else None
         self._hello = Hello(device=device, address=_ipv4_address(interface), pid=os.getpid(), limits=limits)
         self._shaper = Shaper(interface)
+        self._shaping = threading.Lock()
+        self._rules: DeviceRules | None = None
+        self._clock: EventClock | None = None
+        self._event_rows: deque[EventRow] = deque()
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, (device or f"nameless-{secrets.token_hex(8)}").encode())
@@ -118,6 +128,7 @@ class Agent:
         for task in tasks:
             task.cancel()
         await self._stop_program(grace_s=1.0)
+        self._stop_clock()
         await self._device_socket.close()
         self._shaper.clear()
         self._context.destroy(linger=1000)
@@ -164,10 +175,15 @@ class Agent:
     async def _obey(self, message: ControllerMessage) -> None:
         match message:
             case Shape(rules=rules):
-                self._shaper.apply(rules)
+                with self._shaping:
+                    self._shaper.apply(rules)
+                self._rules = rules
                 await self._send(Shaped(mechanism=self._shaper.mechanism()))
             case Start():
                 await self._start(message)
+            case Begin():
+                if self._clock is not None:
+                    self._clock.begin()
             case BarrierOpen(name=name):
                 self._barriers.pop(name, asyncio.Event()).set()
             case ReadCounters():
@@ -214,16 +230,20 @@ class Agent:
         finally:
             self._starting = False
         user = pwd.getpwuid(os.geteuid() if start.uid is None else start.uid).pw_name
+        self._clock = self._set_clock(start.schedule, self._program)
         await self._send(Started(pid=self._program.pid, user=user))
-        self._watch = asyncio.create_task(self._see_it_end(self._program, out))
+        self._watch = asyncio.create_task(self._see_it_end(self._program, out, self._clock))
 
     async def _forward_line(self, stream: str, line: str) -> None:
         await self._send(Log(stream="stderr" if stream == "stderr" else "stdout", line=line))
 
-    async def _see_it_end(self, program: Program, out: Path) -> None:
+    async def _see_it_end(self, program: Program, out: Path, clock: EventClock | None) -> None:
         code = await program.wait()
+        self._stop_clock()
+        await self._send_event_rows()
         await self._device_socket.close()
-        await self._send(Exited(code=code, last_lines=program.last_lines))
+        by_event = clock is not None and clock.killed and code == -signal.SIGKILL
+        await self._send(Exited(code=code, last_lines=program.last_lines, by_event=by_event))
         await self._send(Collected(left_out=tuple(await self._send_files(out))))
         self._program = None
 
@@ -260,6 +280,41 @@ class Agent:
         if self._watch is not None:
             await asyncio.wait([self._watch], timeout=2.0)
 
+    # What happens meanwhile
+
+    def _set_clock(self, schedule: Schedule, program: Program) -> EventClock | None:
+        """Make the clock of a schedule, not begun yet; None where nothing happens."""
+        if self._rules is None or schedule == Schedule():
+            return None
+        loop = asyncio.get_running_loop()
+
+        def on_row(row: EventRow) -> None:
+            self._event_rows.append(row)
+            loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._send_event_rows()))
+
+        def on_error(error: TestbedError) -> None:
+            failed = Failed(error=str(error), exit_code=error.exit_code)
+            loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._send(failed)))
+
+        return EventClock(
+            schedule,
+            self._rules,
+            self._shaper,
+            lock=self._shaping,
+            signal_program=program.signal,
+            on_row=on_row,
+            on_error=on_error,
+        )
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.stop()
+            self._clock = None
+
+    async def _send_event_rows(self) -> None:
+        while self._event_rows:
+            await self._send(Row(table="events", row=self._event_rows.popleft()))
+
     # What the program asks
 
     async def _answer(self, call: Call) -> dict[str, Any]:
@@ -279,9 +334,11 @@ class Agent:
         return {}
 
     def _counters(self) -> dict[str, LinkCount]:
+        with self._shaping:
+            counted = self._shaper.counters()
         return {
             source: LinkCount(bytes=count.bytes, packets=count.packets, lost=count.lost, overflowed=count.overflowed)
-            for source, count in self._shaper.counters().items()
+            for source, count in counted.items()
         }
 
     # Process 1

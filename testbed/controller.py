@@ -89,6 +89,7 @@ def run(scenario: Scenario, options: Options, display: Display) -> Outcome:
                 config=scenario.workload.config,
                 folder=Path.cwd(),
                 timeout_s=options.timeout_s,
+                with_events=True,
             )
             try:
                 fleet.execute(job, identity)

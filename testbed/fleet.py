@@ -28,6 +28,7 @@ from testbed.protocol import (
     Barrier,
     BarrierOpen,
     Beat,
+    Begin,
     Bye,
     Collected,
     ControllerMessage,
@@ -57,6 +58,7 @@ from testbed.roster import Roster
 from testbed.runtimes import Runtime
 from testbed.runtimes.surroundings import Identity, Surroundings
 from testbed.scenario import DeviceSpec, Scenario, device_names
+from testbed.schedule import Schedule, schedule_for
 
 __all__ = ["Fleet", "Identity", "Job"]
 
@@ -81,6 +83,8 @@ class Job:
     config: Mapping[str, object]
     folder: Path
     timeout_s: float | None = None
+    with_events: bool = False
+    """Whether the scenario's events happen while it runs."""
 
 
 @dataclass
@@ -244,6 +248,7 @@ class Fleet:
                 folder=str(place.folder),
                 uid=place.identity.uid,
                 gid=place.identity.gid,
+                schedule=schedule_for(self._scenario, name) if job.with_events else Schedule(),
             )
             self._send(name, start)
         self._wait(
@@ -251,6 +256,7 @@ class Fleet:
             START_TIMEOUT_S,
             lambda: f"{job.name} on {self._lacking_text(lambda device: device.started)} did not start",
         )
+        self._broadcast(Begin())
 
     def _stop_and_collect(self) -> None:
         """End what still runs and take in the files that the programs left."""
@@ -328,7 +334,7 @@ class Fleet:
                 self._record.file(name, path, data)
             case Exited():
                 device.exited = message
-                if message.code != 0 and not stopping:
+                if message.code != 0 and not stopping and not message.by_event:
                     raise DeviceError(self._describe_exit(name, message))
             case Collected(left_out=left_out):
                 device.collected = True

@@ -18,7 +18,7 @@ from testbed.fields import DelayMs, DeviceName, DeviceNameOrStar, LossPct, Queue
 from testbed.loss import Bernoulli, Loss
 from testbed.loss_schema import BernoulliLoss, LossModel
 
-__all__ = ["LinkChanges", "LinkDefault", "LinkOverride", "LinkSelector", "LinkSettings", "Links"]
+__all__ = ["FRAME_BITS", "LinkChanges", "LinkDefault", "LinkOverride", "LinkSelector", "LinkSettings", "Links"]
 
 IMPAIRMENTS = ("rate_mbps", "delay_ms", "jitter_ms", "loss_pct", "queue_ms")
 FRAME_BITS = 1514 * 8

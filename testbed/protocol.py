@@ -13,12 +13,14 @@ import msgpack
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from testbed.links import DeviceRules
+from testbed.schedule import Schedule
 
 __all__ = [
     "AgentMessage",
     "Barrier",
     "BarrierOpen",
     "Beat",
+    "Begin",
     "Bye",
     "Collected",
     "ControllerMessage",
@@ -174,11 +176,12 @@ class File(_Message):
 
 
 class Exited(_Message):
-    """The program ended. `code` is negative for a signal, as in `subprocess`."""
+    """The program ended. `code` is negative for a signal, as in `subprocess`; `by_event` if the scenario killed it."""
 
     kind: Literal["exited"] = "exited"
     code: int
     last_lines: tuple[str, ...]
+    by_event: bool = False
 
 
 class Collected(_Message):
@@ -222,6 +225,14 @@ class Start(_Message):
     folder: str
     uid: int | None = None
     gid: int | None = None
+    schedule: Schedule = Schedule()
+    """What happens while it runs, from `Begin` on."""
+
+
+class Begin(_Message):
+    """Every device's program has started: begin the schedule now."""
+
+    kind: Literal["begin"] = "begin"
 
 
 class BarrierOpen(_Message):
@@ -278,7 +289,7 @@ AgentMessage = (
     | Failed
     | Beat
 )
-ControllerMessage = Shape | Start | BarrierOpen | ReadCounters | Stop | Ping | Hold | Bye
+ControllerMessage = Shape | Start | Begin | BarrierOpen | ReadCounters | Stop | Ping | Hold | Bye
 
 
 # Program to agent (JSON lines)

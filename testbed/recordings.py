@@ -1,6 +1,7 @@
 """Put the recordings that a scenario names by file into the scenario itself.
 
     {model: recorded, file: losses.txt}  -->  {model: recorded, file: losses.txt, pattern: "0010..."}
+    trace: {file: lte.csv, format: csv}  -->  trace: {file: lte.csv, format: csv, text: "0,5\n1,10\n"}
 
 What is in the scenario needs no file any more: it can be written into a run folder, sent, and run again as it was.
 Reads files; knows where in a scenario recordings may stand, and not what else is there.
@@ -36,6 +37,8 @@ def inline(
         if not isinstance(value, dict):
             return value
         replaced = {key: replace(item, (*location, key)) for key, item in value.items()}
+        if location[0] == "events" and location[-1:] == ("trace",) and "text" not in value:
+            return {**replaced, **_read(value, "text", str, None, location)}
         if location[-1:] == ("loss",) and value.get("model") == "recorded" and "pattern" not in value:
             return {**replaced, **_read(value, "pattern", pattern_of, "0", location)}
         return replaced
@@ -50,7 +53,7 @@ def inline(
             return {key: parse(_text(folder_of(place) / name))}
         except PydanticCustomError as error:
             faults.append(fault_at(place, name, error))
-            return {key: stand_in}
+            return {} if stand_in is None else {key: stand_in}
 
     result = dict(tree)
     for key in ("links", "events"):

@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 from ruamel.yaml import YAML
 
@@ -22,7 +22,7 @@ from testbed.errors import InputError
 from testbed.event_schema import Event
 from testbed.faults import Location, fault_at, fault_line, violation
 from testbed.fields import DeviceName, Scalar, Text, names_context
-from testbed.link_schema import Links, LinkSettings
+from testbed.link_schema import FRAME_BITS, Links, LinkSettings
 from testbed.recordings import inline
 from testbed.yaml_file import EXTENDS, read
 
@@ -217,6 +217,28 @@ class Scenario(Block):
     """The program that runs on every device."""
     expect: Annotated[tuple[Expectation, ...], Field(strict=False)] = ()
     """What the summary has to say for the run to succeed."""
+
+    @model_validator(mode="after")
+    def _check_queues_under_events(self) -> Self:
+        """Refuse events that make a queue too short for a frame: the link would lose everything."""
+        faults = []
+        for position, event in enumerate(self.events):
+            names = device_names(self.devices.count)
+            covered = [(a, b) for a in names for b in names if a != b and event.link and event.link.covers(a, b)]
+            changes = {} if event.set is None else event.set.given()
+            slowest_mbps = event.least_rate_mbps()
+            for link in (self.links.settings(*pair) for pair in covered):
+                rate_mbps = slowest_mbps or link.rate_mbps
+                queue_ms = changes.get("queue_ms", link.queue_ms)
+                frame_ms = FRAME_BITS / (rate_mbps * 1000) if rate_mbps else 0.0
+                if queue_ms < frame_ms:
+                    rule = f"on links whose queue_ms is at least {frame_ms:.2f}, to hold one frame at the rate"
+                    shown = int(queue_ms) if queue_ms == int(queue_ms) else queue_ms
+                    faults.append(fault_at(("events", position), shown, violation(rule, "raise queue_ms")))
+                    break
+        if faults:
+            raise faults_error(faults)
+        return self
 
     def dump(self) -> str:
         """Write the scenario as YAML, defaults included, such that loading it gives an equal scenario."""

@@ -7,6 +7,6 @@ The agent owns one `Shaper`. `plan` and `nft` are pure text, `netlink` reads the
 """
 
 from testbed.shaper.features import has_netem, missing_features
-from testbed.shaper.shaper import LinkCounters, Shaper
+from testbed.shaper.shaper import LinkCounters, PreparedChange, Shaper
 
-__all__ = ["LinkCounters", "Shaper", "has_netem", "missing_features"]
+__all__ = ["LinkCounters", "PreparedChange", "Shaper", "has_netem", "missing_features"]

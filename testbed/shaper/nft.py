@@ -12,10 +12,9 @@ from typing import Any
 
 from testbed.loss import PATTERN_LENGTH
 
-__all__ = ["TABLE", "LossRule", "differences", "load_text", "remove_text"]
+__all__ = ["TABLE", "LossRule", "change_text", "differences", "load_text", "remove_text"]
 
 TABLE = "testbed"
-CHAIN = "lose"
 PRIORITY = -450
 
 
@@ -27,6 +26,11 @@ class LossRule:
     address: str
     lost: tuple[int, ...]
     cycle: int = PATTERN_LENGTH
+
+    @property
+    def chain(self) -> str:
+        """Name of the link's own chain, so that it can change alone."""
+        return f"lose_{self.number}"
 
     @property
     def seen_counter(self) -> str:
@@ -55,9 +59,14 @@ def load_text(interface: str, rules: Sequence[LossRule]) -> str:
     """Return one transaction that replaces the whole table, positions and counters at 0."""
     counters = [f"counter {name} {{}}" for rule in rules for name in (rule.seen_counter, rule.lost_counter)]
     hook = f"type filter hook prerouting priority {PRIORITY}; policy accept;"
-    lines = [_rule_text(interface, rule) for rule in rules]
-    chain = "\n".join([f"chain {CHAIN} {{", hook, *lines, "}"])
-    return "\n".join([remove_text(), f"table ip {TABLE} {{", *counters, chain, "}", ""])
+    chains = ["\n".join([f"chain {rule.chain} {{", hook, _rule_text(interface, rule), "}"]) for rule in rules]
+    return "\n".join([remove_text(), f"table ip {TABLE} {{", *counters, *chains, "}", ""])
+
+
+def change_text(interface: str, rule: LossRule) -> str:
+    """Return one transaction that replaces one link's pattern: its position is 0 again, its counters go on."""
+    chain = f"chain ip {TABLE} {rule.chain}"
+    return f"flush {chain}\nadd rule ip {TABLE} {rule.chain} {_rule_text(interface, rule)}\n"
 
 
 def remove_text() -> str:
@@ -82,10 +91,10 @@ def differences(interface: str, rules: Sequence[LossRule], listing: Mapping[str,
     got_hook = [(chain["name"], chain.get("hook"), chain.get("prio"), chain.get("policy")) for chain in chains]
     found = [_flatten(entry["rule"]["expr"]) for entry in objects if "rule" in entry]
     asked = [_expected(interface, rule) for rule in rules]
-    wanted_hook = [(CHAIN, "prerouting", PRIORITY, "accept")]
+    wanted_hook = [(rule.chain, "prerouting", PRIORITY, "accept") for rule in rules]
     different: list[tuple[str, Any, Any]] = []
     if got_hook != wanted_hook:
-        different.append(("nftables chain", wanted_hook, got_hook))
+        different.append(("nftables chains", wanted_hook, got_hook))
     if len(found) != len(asked):
         different.append(("number of nftables rules", len(asked), len(found)))
     for rule, wanted, got in zip(rules, asked, found, strict=False):

@@ -17,7 +17,16 @@ from dataclasses import dataclass
 
 from testbed.links import DeviceRules, LinkRule
 
-__all__ = ["LinkClass", "Queue", "link_classes", "redirect_commands", "tree_commands", "uplink_class"]
+__all__ = [
+    "LinkClass",
+    "Queue",
+    "change_commands",
+    "class_of",
+    "link_classes",
+    "redirect_commands",
+    "tree_commands",
+    "uplink_class",
+]
 
 IFB = "tb-ifb"
 IFB_MAJOR, UPLINK_MAJOR = 0x7B0, 0x7B1
@@ -75,7 +84,7 @@ class LinkClass:
 
 def link_classes(rules: DeviceRules) -> tuple[LinkClass, ...]:
     """Return one class a source, in the order of the rules, and a last one for packets from anybody else."""
-    classes = [_class_of(rule, number) for number, rule in enumerate(rules.rules, start=1)]
+    classes = [class_of(rule, number) for number, rule in enumerate(rules.rules, start=1)]
     rest = Queue("bfifo", UNSHAPED_QUEUE_BYTES)
     unshaped = (UNSHAPED_RATE, _burst(UNSHAPED_RATE))
     return (*classes, LinkClass("unknown sources", None, IFB_MAJOR, UNKNOWN_MINOR, *unshaped, rest))
@@ -100,6 +109,14 @@ def tree_commands(interface: str, classes: Sequence[LinkClass]) -> Iterator[str]
             yield f"filter add dev {interface} parent {major:x}: protocol ip prio 1 {selector}"
 
 
+def change_commands(interface: str, before: LinkClass, after: LinkClass) -> Iterator[str]:
+    """Yield the `tc` commands that turn a class into another of the same name and kind of queue, while it is in use."""
+    if (before.rate, before.burst) != (after.rate, after.burst):
+        yield f"class change dev {interface} {_class_text(after)}"
+    if before.queue != after.queue:
+        yield f"qdisc change dev {interface} {_queue_text(after)}"
+
+
 def redirect_commands(interface: str) -> Iterator[str]:
     """Yield the `tc` commands that send all IPv4 an interface receives through the IFB; ARP goes its own way."""
     yield f"qdisc add dev {interface} clsact"
@@ -107,7 +124,8 @@ def redirect_commands(interface: str) -> Iterator[str]:
     yield f"filter add dev {interface} ingress protocol ip prio 1 u32 match u32 0 0 {action}"
 
 
-def _class_of(rule: LinkRule, minor: int) -> LinkClass:
+def class_of(rule: LinkRule, minor: int) -> LinkClass:
+    """Return the class of one link."""
     rate = UNSHAPED_RATE if rule.rate_bps is None else _bytes_per_s(rule.rate_bps)
     address = rule.source_address
     return LinkClass(rule.source, address, IFB_MAJOR, minor, rate, _burst(rate), _queue_of(rule, rate))

@@ -24,6 +24,8 @@ from testbed.shaper.plan import (
     IFB,
     UPLINK_MAJOR,
     LinkClass,
+    change_commands,
+    class_of,
     link_classes,
     redirect_commands,
     tree_commands,
@@ -36,8 +38,9 @@ from testbed.shaper.readback import (
     queue_differences,
     root_differences,
 )
+from testbed.shaper.waiting import WaitingTool
 
-__all__ = ["LinkCounters", "Shaper"]
+__all__ = ["LinkCounters", "PreparedChange", "Shaper"]
 
 T = TypeVar("T")
 
@@ -71,6 +74,21 @@ class LinkCounters:
     """Packets dropped because the queue was full."""
 
 
+@dataclass(frozen=True)
+class PreparedChange:
+    """What will hold after a change, and the tools that wait to make it so."""
+
+    rules: tuple[LinkRule, ...]
+    classes: tuple[LinkClass, ...]
+    losses: tuple[nft.LossRule, ...]
+    tools: tuple[WaitingTool, ...]
+
+    def cancel(self) -> None:
+        """Leave everything as it is."""
+        for tool in self.tools:
+            tool.cancel()
+
+
 class Shaper:
     """The rules of one interface. Methods raise ShaperError with device, interface and what was attempted."""
 
@@ -80,6 +98,7 @@ class Shaper:
         self._classes: tuple[LinkClass, ...] = ()
         self._uplink: LinkClass | None = None
         self._loss_rules: tuple[nft.LossRule, ...] = ()
+        self._rules: tuple[LinkRule, ...] = ()
         self._baseline: dict[int, ClassState] = {}
         self._open_reader: KernelReader | None = None
 
@@ -94,6 +113,7 @@ class Shaper:
         self._classes = link_classes(rules)
         self._uplink = None if rules.uplink_bps is None else uplink_class(rules.uplink_bps)
         self._loss_rules = _loss_rules(rules)
+        self._rules = rules.rules
         self._switch_offloads_off()
         self._run(["ip", "link", "add", IFB, "type", "ifb"])
         self._run(["ip", "link", "set", IFB, "up"])
@@ -104,6 +124,52 @@ class Shaper:
             self._tc(tree_commands(self._interface, [self._uplink]))
         self._pin_congestion_control(f" congctl {CONGESTION_CONTROL}")
         self._read_back()
+
+    def prepare(self, changed: Sequence[LinkRule]) -> "PreparedChange":
+        """Get everything ready for `change`, which is then quick. Only one change may be prepared at a time.
+
+        Raises ShaperError for a link that is not there or that would need another kind of queue (a delay where there
+        was none).
+        """
+        rules, classes, losses = list(self._rules), list(self._classes), list(self._loss_rules)
+        commands: list[str] = []
+        transaction = ""
+        for rule in changed:
+            number = next((n for n, each in enumerate(rules) if each.source == rule.source), None)
+            if number is None:
+                raise ShaperError(f"device {self._device}: link from {rule.source} must be shaped before it is changed")
+            before, after = classes[number], class_of(rule, number + 1)
+            if before.queue.kind != after.queue.kind:
+                raise ShaperError(f"device {self._device}: link from {rule.source} must keep its {before.queue.kind}")
+            commands += change_commands(IFB, before, after)
+            if rule.loss != rules[number].loss:
+                losses[number] = _loss_rule(number + 1, rule, self._device)
+                transaction += nft.change_text(self._interface, losses[number])
+            rules[number], classes[number] = rule, after
+        tools = [WaitingTool(["tc", "-batch", "-"], "\n".join(commands) + "\n")] if commands else []
+        if transaction:
+            tools.append(WaitingTool(["nft", "-f", "-"], transaction))
+        return PreparedChange(tuple(rules), tuple(classes), tuple(losses), tuple(tools))
+
+    def change(self, prepared: "PreparedChange") -> None:
+        """Change links while they are in use: nothing is dropped or rebuilt, and counters go on.
+
+        A link whose loss changes begins its new pattern at position 0. Raises ShaperError if the kernel refuses.
+        """
+        for tool in prepared.tools:
+            tool.act()
+        self._rules, self._classes, self._loss_rules = prepared.rules, prepared.classes, prepared.losses
+
+    def check_rates(self) -> None:
+        """Read rates and queues back. Raises ShaperError with every difference from what was last asked."""
+        (index,) = _interface_index(IFB)
+        self._complain([(IFB, each) for each in self._tree_differences(index, self._classes)])
+
+    def check_losses(self) -> None:
+        """Read the patterns back; takes long where they are dense. Raises ShaperError like `check_rates`."""
+        listing = json.loads(self._run(["nft", "-j", "list", "table", "ip", nft.TABLE]))
+        differences = nft.differences(self._interface, self._loss_rules, listing)
+        self._complain([(self._interface, each) for each in differences])
 
     def counters(self) -> dict[str, LinkCounters]:
         """Read the counts of every link that ends here, keyed by source device; takes well under a millisecond."""
@@ -137,7 +203,7 @@ class Shaper:
                     self._run(["tc", "qdisc", "del", "dev", self._interface, "root"])
             self._pin_congestion_control("")
         self._run(["nft", "-f", "-"], nft.remove_text())
-        self._classes, self._uplink, self._loss_rules, self._baseline = (), None, (), {}
+        self._classes, self._uplink, self._rules, self._loss_rules, self._baseline = (), None, (), (), {}
         if self._open_reader is not None:
             self._open_reader.close()
             self._open_reader = None
@@ -197,8 +263,10 @@ class Shaper:
         if self._uplink is not None:
             found += [(self._interface, each) for each in self._tree_differences(interface, [self._uplink])]
         found += [(self._interface, difference) for difference in self._interface_differences(interface, ifb)]
-        listing = json.loads(self._run(["nft", "-j", "list", "table", "ip", nft.TABLE]))
-        found += [(self._interface, each) for each in nft.differences(self._interface, self._loss_rules, listing)]
+        self._complain(found)
+        self.check_losses()
+
+    def _complain(self, found: Sequence[tuple[str, Difference]]) -> None:
         if found:
             lines = [
                 f"device {self._device}, {where}: {field} must be {reprlib.repr(asked)}, got {reprlib.repr(got)}; "

@@ -27,7 +27,7 @@ def listing(positions: Any = None, priority: int = -450, drop: bool = True) -> d
         {"counter": "lost_1"},
         *([{"drop": None}] if drop else []),
     ]
-    chain = {"name": "lose", "hook": "prerouting", "prio": priority, "policy": "accept"}
+    chain = {"name": "lose_1", "hook": "prerouting", "prio": priority, "policy": "accept"}
     return {"nftables": [{"metainfo": {}}, {"chain": chain}, {"rule": {"expr": expressions}}]}
 
 
@@ -69,7 +69,7 @@ def test_nft_differences_understand_ranges_and_single_positions() -> None:
     [
         (listing({"set": [3, 5]}), "nftables rule of 10.77.0.2, positions"),
         (listing(drop=False), "nftables rule of 10.77.0.2, drop"),
-        (listing(priority=0), "nftables chain"),
+        (listing(priority=0), "nftables chains"),
         ({"nftables": []}, "number of nftables rules"),
     ],
 )

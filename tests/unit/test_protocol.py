@@ -12,7 +12,17 @@ from testbed import protocol
 from testbed.links import DeviceRules, LinkRule
 from testbed.loss import Bernoulli, GilbertElliott, Recorded
 from testbed.protocol import AgentMessage, ControllerMessage, DeviceCall, decode_agent, decode_controller, encode
+from testbed.schedule import Change, DeviceEvent, LinkEvent, Schedule
+from testbed.traces import Course, Step
 
+SCHEDULE = Schedule(
+    links=(
+        LinkEvent(0, 1.0, ("d1", "d2"), change=Change(2e6, loss=GilbertElliott(0.01, 0.3, 0.8))),
+        LinkEvent(1, 0.5, ("d1",), course=Course((0.0, 1.0), (Step(1e6), Step(0.0, loss=0.1)), 2.0), loop=True),
+        LinkEvent(2, 2.0, ("d1",), cut=True),
+    ),
+    device=(DeviceEvent(3, 1.0, "kill"),),
+)
 COUNT = protocol.LinkCount(bytes=1, packets=2, lost=3, overflowed=4)
 RULES = DeviceRules(
     device="d0",
@@ -42,6 +52,8 @@ FROM_AGENT = [
 ]
 FROM_CONTROLLER = [
     protocol.Shape(rules=RULES),
+    protocol.Begin(),
+    protocol.Start(command=("a",), environment={}, config="{}", folder="/", schedule=SCHEDULE),
     protocol.Start(command=("a", "b"), environment={"A": "1"}, config="{}", folder="/", uid=1, gid=2),
     protocol.BarrierOpen(name="b"),
     protocol.ReadCounters(),

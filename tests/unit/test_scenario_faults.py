@@ -157,7 +157,7 @@ def test_load_reports_faults_of_all_kinds_at_once(tmp_path: Path) -> None:
         links:
           default: {rate_mbps: "10", loss_pct: 1, loss: {model: bernoulli, loss_pct: 2}}
           overrides: [{from: d0, to: d5, queue_ms: 0}, {from: d1, to: d1}]
-        events: [{at_s: 1, device: d0, action: kill}]
+        events: [{at_s: 1, device: d0, action: dance}]
         workload: {command: run}
         expect: [{metric: latency_p50_s, at_most: high}, {metric: latency_p50_s}]
         """
@@ -173,10 +173,10 @@ def test_load_reports_faults_of_all_kinds_at_once(tmp_path: Path) -> None:
         "links.overrides[0].to",
         "links.overrides[1].to",
         "links.overrides[1]",
+        "events[0].action",
         "workload.command",
         "expect[0].at_most",
         "expect[1]",
-        "events",
     ]
 
 

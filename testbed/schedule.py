@@ -1,0 +1,196 @@
+"""What happens to links and to a device while a program runs, in order of time. Pure.
+
+    events of the scenario --schedule_for--> Schedule of one device (SI units, sent before the program starts)
+    Schedule + link rules --timeline--> (when, which event, the link's rule from then on), lazily, since traces may loop
+
+A trace drives its links until a later event states their rate or starts another trace. A partition hides what else
+happens to a link, and `heal` shows it again. Who applies the changes, and when that really was, is not known here.
+"""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from testbed.event_schema import Event
+from testbed.links import DeviceRules, LinkRule
+from testbed.loss import Bernoulli, Loss
+from testbed.scenario import LinkSettings, Scenario, device_names
+from testbed.traces import LEAST_RATE_BPS, Course, Step, steps_of
+
+__all__ = ["Change", "DeviceEvent", "LinkEvent", "Moment", "Schedule", "schedule_for", "timeline"]
+
+ALL_LOST = Bernoulli(1.0)
+
+DeviceAction = Literal["pause", "resume", "kill"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Settings that a link gets; None leaves one as it is."""
+
+    rate_bps: float | None = None
+    queue_s: float | None = None
+    loss: Loss | None = None
+
+
+@dataclass(frozen=True)
+class LinkEvent:
+    """Something that happens to links that end at a device: one of `change`, `course` and `cut` is given."""
+
+    number: int
+    """Position in the scenario's list of events."""
+    at_s: float
+    sources: tuple[str, ...]
+    change: Change | None = None
+    course: Course | None = None
+    loop: bool = False
+    cut: bool | None = None
+    """True where the links break, False where they are whole again."""
+
+
+@dataclass(frozen=True)
+class DeviceEvent:
+    """Something that happens to the program of a device."""
+
+    number: int
+    at_s: float
+    action: DeviceAction
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All that happens to one device."""
+
+    links: tuple[LinkEvent, ...] = ()
+    device: tuple[DeviceEvent, ...] = ()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A change that is due: a link's whole rule from then on, an action on the program, or nothing new."""
+
+    at_s: float
+    number: int
+    rule: LinkRule | None = None
+    action: DeviceAction | None = None
+
+
+def schedule_for(scenario: Scenario, destination: str) -> Schedule:
+    """Return what happens to the device `destination` and to the links that end there."""
+    names = device_names(scenario.devices.count)
+    links: list[LinkEvent] = []
+    device: list[DeviceEvent] = []
+    for number, event in enumerate(scenario.events):
+        if event.link is not None:
+            link = event.link
+            sources = tuple(name for name in names if name != destination and link.covers(name, destination))
+            if sources:
+                links += _link_events(number, event, sources)
+        elif event.device == destination and event.action in ("pause", "resume", "kill"):
+            device.append(DeviceEvent(number, event.at_s, event.action))
+    return Schedule(tuple(links), tuple(device))
+
+
+def timeline(rules: DeviceRules, schedule: Schedule) -> Iterator[Moment]:
+    """Yield every change in order of time; of several at one time the scenario's order counts."""
+    states = {rule.source: _Link(rule) for rule in rules.rules}
+    streams = [_stream(event) for event in schedule.links]
+    streams.append(iter([_Item(event.at_s, event.number, event, event.action) for event in schedule.device]))
+    streams[-1] = iter(sorted(streams[-1], key=_order))
+    for item in heapq.merge(*streams, key=_order):
+        if isinstance(item.event, DeviceEvent):
+            yield Moment(item.at_s, item.number, action=item.event.action)
+            continue
+        for source in item.event.sources:
+            state = states[source]
+            # A trace that loops without changing anything still has to let its reader come up for air.
+            changed = state.take(item.number, item.what)
+            yield Moment(item.at_s, item.number, rule=state.rule if changed else None)
+
+
+@dataclass(frozen=True)
+class _Item:
+    at_s: float
+    number: int
+    event: LinkEvent | DeviceEvent
+    what: Change | Step | bool | str
+
+
+def _order(item: _Item) -> tuple[float, int]:
+    return item.at_s, item.number
+
+
+class _Link:
+    """One link as it changes."""
+
+    def __init__(self, rule: LinkRule):
+        self._whole = rule
+        self._cut = False
+        self._driver: int | None = None
+        """The event whose trace drives the link."""
+        self._ended: set[int] = set()
+
+    @property
+    def rule(self) -> LinkRule:
+        """The rule that holds now."""
+        return replace(self._whole, loss=ALL_LOST) if self._cut else self._whole
+
+    def take(self, number: int, what: Change | Step | bool | str) -> bool:
+        """Take a change in; return whether the link differs from before."""
+        before = self.rule
+        if isinstance(what, bool):
+            self._cut = what
+        elif isinstance(what, Step):
+            if number in self._ended:
+                return False
+            if self._driver is not None and self._driver != number:
+                self._ended.add(self._driver)
+            self._driver = number
+            loss = self._whole.loss if what.loss is None else Bernoulli(what.loss)
+            self._whole = replace(self._whole, rate_bps=max(what.rate_bps, LEAST_RATE_BPS), loss=loss)
+        elif isinstance(what, Change):
+            self._whole = replace(
+                self._whole,
+                rate_bps=self._whole.rate_bps if what.rate_bps is None else what.rate_bps,
+                queue_s=self._whole.queue_s if what.queue_s is None else what.queue_s,
+                loss=self._whole.loss if what.loss is None else what.loss,
+            )
+            if what.rate_bps is not None and self._driver is not None:
+                self._ended.add(self._driver)
+                self._driver = None
+        return self.rule != before
+
+
+def _stream(event: LinkEvent) -> Iterator[_Item]:
+    """Yield all that one event does, in order of time."""
+    if event.change is not None:
+        yield _Item(event.at_s, event.number, event, event.change)
+    if event.cut is not None:
+        yield _Item(event.at_s, event.number, event, event.cut)
+    if event.course is not None:
+        for at_s, step in steps_of(event.course, loop=event.loop):
+            yield _Item(event.at_s + at_s, event.number, event, step)
+
+
+def _link_events(number: int, event: Event, sources: Sequence[str]) -> Iterator[LinkEvent]:
+    """Convert one event on links to SI units."""
+    at_s, sources = event.at_s, tuple(sources)
+    if event.set is not None:
+        asked = event.set.given()
+        unset = LinkSettings(rate_mbps=None, delay_ms=0, jitter_ms=0, loss_pct=0, queue_ms=0)
+        change = Change(
+            rate_bps=asked["rate_mbps"] * 1e6 if "rate_mbps" in asked else None,
+            queue_s=asked["queue_ms"] / 1000 if "queue_ms" in asked else None,
+            loss=event.set.over(unset).loss_model() if asked.keys() & {"loss", "loss_pct"} else None,
+        )
+        yield LinkEvent(number, at_s, sources, change=change)
+    if event.trace is not None:
+        yield LinkEvent(number, at_s, sources, course=event.trace.course(), loop=event.trace.loop)
+    if event.action in ("partition", "heal"):
+        yield LinkEvent(number, at_s, sources, cut=event.action == "partition")
+    if event.action == "flap":
+        for turn in range(event.times or 0):
+            down_s = at_s + turn * ((event.down_s or 0) + (event.up_s or 0))
+            yield LinkEvent(number, down_s, sources, cut=True)
+            yield LinkEvent(number, down_s + (event.down_s or 0), sources, cut=False)
