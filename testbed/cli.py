@@ -33,7 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-console = Console()
+# A file or a pipe has no width; tables need more than the 80 columns that rich would assume there.
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 errors = Console(stderr=True)
 
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO.yaml", help="the scenario")]

@@ -14,6 +14,7 @@ import pytest
 
 from testbed import probe
 from testbed.links import DeviceRules, LinkRule
+from testbed.loss import NO_LOSS, Bernoulli
 from testbed.shaper import Shaper
 
 pytestmark = pytest.mark.netns
@@ -59,7 +60,8 @@ class AgentStandIn:
 
 def all_rules(net: Any, loss: float, share: float = 1.0) -> list[DeviceRules]:
     def rule(source: str) -> LinkRule:
-        return LinkRule(source, net.address(source), RATE_BPS * share, 0, 0, 0.2, loss, seed=3)
+        model = Bernoulli(loss) if loss else NO_LOSS
+        return LinkRule(source, net.address(source), RATE_BPS * share, 0, 0, 0.2, model, seed=3)
 
     return [
         DeviceRules(device, net.address(device), tuple(rule(s) for s in net.devices if s != device), None)
