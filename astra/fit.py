@@ -34,7 +34,7 @@ from astra.data import load_inputs, to_input
 from astra.errors import ConfigError
 from astra.models import ModelAdapter, load_model
 
-__all__ = ["cache_folder", "ensure_fitted", "fit_codebooks", "num_calibration_inputs"]
+__all__ = ["cache_folder", "codebook_faults", "ensure_fitted", "fit_codebooks", "num_calibration_inputs"]
 
 Progress = Callable[[str, int, int], None]
 """Called with a label, how many layers are done, and of how many."""
@@ -54,7 +54,7 @@ def ensure_fitted(config: BenchConfig, progress: Progress) -> None:
     May run in several processes at once: each does the work, the first to finish is kept.
 
     Raises:
-        ConfigError: The model or the calibration inputs cannot be read.
+        ConfigError: The model or the calibration inputs cannot be read, or the cache folder cannot be written.
     """
     astra_configs = [strategy for strategy in config.strategies if isinstance(strategy, AstraConfig)]
     missing = {cache_folder(config.model, astra, config.input): astra for astra in astra_configs}
@@ -62,6 +62,7 @@ def ensure_fitted(config: BenchConfig, progress: Progress) -> None:
     for folder, astra in missing.items():
         if _is_intact(folder, config.model, astra):
             continue
+        _check_writable(folder.parent)
         model = model or load_model(config.model)
         count = num_calibration_inputs(config.model, astra)
         inputs = to_input(load_inputs(config.input, config.model, count, "calibrate"))
@@ -186,14 +187,33 @@ def _is_intact(folder: Path, model: ModelConfig, astra: AstraConfig) -> bool:
     """Say whether `folder` holds codebooks that load; remove one that does not, so that it can be made again."""
     if not folder.exists():
         return False
+    if codebook_faults(folder, model, astra):
+        shutil.rmtree(folder)
+        return False
+    return True
+
+
+def codebook_faults(folder: Path, model: ModelConfig, astra: AstraConfig) -> list[str]:
+    """Say what is wrong with the codebooks in `folder`, if they are not those that these configs need."""
     preset = model.preset
     width = astra.quantised_width(preset.width, preset.kv_width)
     try:
         load_codebooks(folder, CodebookSpec(preset.num_layers, width, astra.num_groups, astra.num_codewords))
-    except ConfigError:
-        shutil.rmtree(folder)
-        return False
-    return True
+    except ConfigError as error:
+        return list(error.faults)
+    return []
+
+
+def _check_writable(folder: Path) -> None:
+    """Find out before the work, not after it, that its result could not be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            [f"cache: folder must be writable, got {str(folder)!r} ({error.strerror}); set ASTRA_CACHE to another"]
+        ) from error
 
 
 def _publish(folder: Path, codebooks: list[GroupedCodebook], fitted_on: dict[str, str | int]) -> None:

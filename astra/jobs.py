@@ -13,7 +13,7 @@ from pathlib import Path
 from astra import overhead
 from astra.config import AstraConfig, BenchConfig, InputConfig, StrategyConfig
 from astra.errors import ConfigError
-from astra.fit import cache_folder
+from astra.fit import cache_folder, codebook_faults
 from astra.measure import label
 from astra.models import ModelAdapter
 from astra.placement import Array, Codec, PixelCodec, TokenCodec, plan
@@ -102,6 +102,8 @@ def plan_jobs(
                     f"{label(strategy)}: codebooks must be fitted before, got no folder {folder}; "
                     "run `astra fit` with this config"
                 )
+            else:  # now, and not when other strategies have run for minutes
+                faults += codebook_faults(folder, config.model, strategy)
         bands = tuple(model.input_rows(tokens) for tokens in ranges)
         jobs.append(Job(strategy, ranges, weights, bands, messages, folder))
     if faults:

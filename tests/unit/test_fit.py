@@ -150,3 +150,13 @@ def test_cache_root_is_the_users_cache_folder_unless_named(monkeypatch: pytest.M
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder(MODEL, ASTRA, IMAGES).parent == tmp_path / ".cache" / "astra-testbed" / "codebooks"
+
+
+def test_ensure_fitted_says_before_the_work_that_the_cache_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("ASTRA_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("astra.fit.load_model", lambda config: pytest.fail("the work has begun"))
+    with pytest.raises(ConfigError, match="cache: folder must be writable, got"):
+        ensure_fitted(CONFIG, lambda label, done, total: None)

@@ -250,3 +250,13 @@ def test_worker_refuses_weights_for_another_number_of_ranks(tmp_path: Path):
 def test_worker_uneven_partition_still_agrees(tmp_path: Path):
     world = served(bench(SINGLE, SEQUENCE, partition=(1.0, 5.0)), tmp_path)
     assert world.summary()["sequence wire=fp32"]["agreement_cosine"] == pytest.approx(1.0, abs=COSINE_TOLERANCE)
+
+
+@pytest.mark.usefixtures("codebooks")
+def test_worker_finds_damaged_codebooks_before_any_strategy_runs(tmp_path: Path):
+    folder = cache_folder(MODEL, ASTRA, InputConfig())
+    (folder / "codebooks.safetensors").write_bytes(b"cut off")
+    world = serve(bench(SINGLE, ASTRA), tmp_path)
+    assert isinstance(world.errors[0], ConfigError)
+    assert "codebooks.safetensors: file must be whole safetensors" in str(world.errors[0])
+    assert not world.notebooks[0].rows
