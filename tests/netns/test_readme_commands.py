@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "testbed doctor": "kernel",
     "testbed validate scenarios/quickstart.yaml": "scenarios/quickstart.yaml: ok",
-    "testbed run scenarios/smoke.yaml": "speedup vs single",
+    "testbed run scenarios/smoke.yaml": "results: results/smoke-",
     "testbed calibrate scenarios/smoke.yaml": "d0→d1",
     "testbed up scenarios/smoke.yaml": "10.77.0.2",
     "testbed exec d0 -- ip address": "10.77.0.1/24",
