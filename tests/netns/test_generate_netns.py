@@ -14,8 +14,10 @@ from ruamel.yaml import YAML
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(240)]
 
-FRAMING = 0.15
-"""Of the bytes that payload, framing and headers should take; acknowledgements may ride on data or not."""
+MOST = 1.15
+"""Counted over expected: more acknowledgements than one for two segments, and a word or two between the marks."""
+LEAST = 1 - 66 / 330
+"""All acknowledgements may ride on data; the formula has one of 66 bytes for each message of at least 330 with it."""
 
 
 @pytest.fixture
@@ -57,5 +59,5 @@ def test_exact_strategies_over_namespaces_make_the_tokens_of_single(place: Path)
     for name in ("tensor", "sequence", "pipeline"):
         for part in ("prefill", "token"):
             expected, counted = (rows[name][f"bytes_per_{part}_{how}"] for how in ("expected", "counted"))
-            assert counted == pytest.approx(expected, rel=FRAMING), (name, part)
+            assert LEAST * expected <= counted <= MOST * expected, (name, part)
     assert rows["astra"]["bytes_per_token_predicted"] < 8, "the tokens themselves, and nothing else"
