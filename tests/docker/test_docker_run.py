@@ -160,7 +160,7 @@ print("peer", reach(os.environ["MASTER_ADDR"], 9))
 print("control", [reach(gateway, 29401) for gateway in gateways])
 print("default", [route for route in routes if route["dst"] == "default"])
 print("own-name", socket.gethostbyname(socket.gethostname()).rsplit(".", 1)[0])
-print("shaped", os.environ["MASTER_ADDR"].rsplit(".", 1)[0])
+print("networks", [address.rsplit(".", 1)[0] for address in own.values()])
 """
     done = run(place, ["python", "-c", script])
     assert done.returncode == 0, done.stderr
@@ -168,7 +168,8 @@ print("shaped", os.environ["MASTER_ADDR"].rsplit(".", 1)[0])
     assert said["peer"] == "refused"
     assert "reached" not in said["control"]
     assert said["default"] == "[]"
-    assert said["own-name"] == said["shaped"]
+    # Engines do not promise which of its networks a container's own name means; the control one leads nowhere.
+    assert said["own-name"] in said["networks"]
 
 
 def test_run_names_a_program_that_outgrew_its_memory(place: Path) -> None:
