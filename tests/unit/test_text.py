@@ -9,14 +9,14 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers
 
 from astra.config import InputConfig, ModelConfig
-from astra.data import Split, load_inputs, to_input
+from astra.data import Purpose, load_inputs, to_input
+from astra.data.text import load_texts
 from astra.errors import ConfigError
-from astra.text import load_texts
 from astra.tokenizer import ByteTokenizer, load_tokenizer
 
 MODEL = ModelConfig(family="gpt2", size="tiny", num_tokens=40)
 SAMPLE = InputConfig()
-SPLITS: tuple[Split, Split] = ("calibrate", "request")
+SPLITS: tuple[Purpose, Purpose] = ("calibrate", "request")
 
 
 def text_of(ids: Any) -> str:

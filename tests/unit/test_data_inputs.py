@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from astra import data
 from astra.config import InputConfig, ModelConfig
-from astra.data import Split, load_images, to_input
+from astra.data import Purpose, load_images, to_input
+from astra.data import inputs
 from astra.errors import ConfigError
 
 MODEL = ModelConfig(size="tiny", image_size=32)
 SAMPLE = InputConfig()
-SPLITS: tuple[Split, Split] = ("calibrate", "request")
+SPLITS: tuple[Purpose, Purpose] = ("calibrate", "request")
 
 
 def write_flat_images(folder: Path, count: int) -> InputConfig:
@@ -51,7 +51,7 @@ def test_sample_splits_share_no_pixel(monkeypatch: pytest.MonkeyPatch):
         identity = (number * 427 + rows) * 640 + columns
         photographs.append(np.stack([identity >> shift & 255 for shift in (16, 8, 0)], axis=-1).astype(np.uint8))
     monkeypatch.setattr("sklearn.datasets.load_sample_images", lambda: type("Bunch", (), {"images": photographs}))
-    read: dict[Split, set[int]] = {split: set() for split in SPLITS}
+    read: dict[Purpose, set[int]] = {split: set() for split in SPLITS}
     crop = Image.Image.crop
     for split in SPLITS:
 
@@ -62,7 +62,7 @@ def test_sample_splits_share_no_pixel(monkeypatch: pytest.MonkeyPatch):
             return cut
 
         monkeypatch.setattr(Image.Image, "crop", record)
-        data.load_images(SAMPLE, MODEL, 40, split)
+        inputs.load_images(SAMPLE, MODEL, 40, split)
     assert all(len(seen) > 0.4 * 427 * 640 for seen in read.values()), "both splits see much of the photographs"
     assert not read["calibrate"] & read["request"]
 

@@ -22,13 +22,13 @@ from astra.config_file import text_faults, text_files
 from astra.errors import ConfigError
 from astra.tokenizer import load_tokenizer
 
-__all__ = ["load_texts"]
+__all__ = ["Purpose", "load_texts"]
 
-Split = Literal["calibrate", "request"]
-_SPLIT_KEYS: dict[Split, int] = {"calibrate": 0, "request": 1}
+Purpose = Literal["calibrate", "request"]
+_PURPOSE_KEYS: dict[Purpose, int] = {"calibrate": 0, "request": 1}
 
 
-def load_texts(given: InputConfig, model: ModelConfig, count: int, split: Split) -> NDArray[np.int64]:
+def load_texts(given: InputConfig, model: ModelConfig, count: int, split: Purpose) -> NDArray[np.int64]:
     """Return `count` texts [N, T] of `split`; the first of them do not depend on `count`.
 
     The windows lie one after the other; once the passages are used up, they begin at seeded places.
@@ -45,7 +45,7 @@ def load_texts(given: InputConfig, model: ModelConfig, count: int, split: Split)
                 f"{given.text!r}; give more text or a smaller model.num_tokens"
             ]
         )
-    generator = np.random.default_rng([model.seed, _SPLIT_KEYS[split]])
+    generator = np.random.default_rng([model.seed, _PURPOSE_KEYS[split]])
     whole = len(ids_S) // length
     starts = [
         number * length if number < whole else int(generator.integers(0, len(ids_S) - length, endpoint=True))
@@ -54,7 +54,7 @@ def load_texts(given: InputConfig, model: ModelConfig, count: int, split: Split)
     return np.stack([ids_S[start : start + length] for start in starts])
 
 
-def _stream(given: InputConfig, model: ModelConfig, split: Split, wanted: int) -> NDArray[np.int64]:
+def _stream(given: InputConfig, model: ModelConfig, split: Purpose, wanted: int) -> NDArray[np.int64]:
     """Return the ids of the split's passages, one after the other, until there are enough."""
     tokenizer = load_tokenizer(model)
     ids: list[int] = []
@@ -65,7 +65,7 @@ def _stream(given: InputConfig, model: ModelConfig, split: Split, wanted: int) -
     return np.array(ids, dtype=np.int64)
 
 
-def _passages(given: InputConfig, split: Split) -> Iterator[str]:
+def _passages(given: InputConfig, split: Purpose) -> Iterator[str]:
     if given.text == "sample":
         yield from _sample_passages(split)
         return
@@ -82,11 +82,11 @@ def _passages(given: InputConfig, split: Split) -> Iterator[str]:
     yield whole[:middle] if split == "calibrate" else whole[middle:]
 
 
-def _sample_passages(split: Split) -> Iterator[str]:
+def _sample_passages(split: Purpose) -> Iterator[str]:
     """Yield the documentation of one module after the other; the splits take turns."""
     modules = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for module in modules[_SPLIT_KEYS[split] :: 2]:
+    for module in modules[_PURPOSE_KEYS[split] :: 2]:
         tree = ast.parse(module.read_text(encoding="utf-8"))
         found = [ast.get_docstring(part) for part in ast.walk(tree) if isinstance(part, documented)]
         yield "".join(f"{text}\n\n" for text in found if text)

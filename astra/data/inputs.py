@@ -18,15 +18,15 @@ from PIL import Image
 
 from astra.config import InputConfig, ModelConfig
 from astra.config_file import folder_faults, image_files
+from astra.data.text import Purpose, load_texts
 from astra.errors import ConfigError
-from astra.text import Split, load_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Split", "load_images", "load_inputs", "to_input"]
+__all__ = ["Purpose", "load_images", "load_inputs", "to_input"]
 
-_SPLIT_KEYS: dict[Split, int] = {"calibrate": 0, "request": 1}
+_PURPOSE_KEYS: dict[Purpose, int] = {"calibrate": 0, "request": 1}
 
 _SMALLEST_CROP = 0.5
 """Side of the smallest crop as a share of the largest square that fits."""
@@ -34,7 +34,7 @@ _PIXEL_MEAN, _PIXEL_STD = 0.5, 0.5
 """What Google's ViT checkpoints are trained with, on pixels from 0 to 1."""
 
 
-def load_inputs(given: InputConfig, model: ModelConfig, count: int, split: Split) -> NDArray[Any]:
+def load_inputs(given: InputConfig, model: ModelConfig, count: int, split: Purpose) -> NDArray[Any]:
     """Return `count` inputs of `split` of the kind that `model` reads: images or texts.
 
     Raises:
@@ -43,7 +43,7 @@ def load_inputs(given: InputConfig, model: ModelConfig, count: int, split: Split
     return load_texts(given, model, count, split) if model.is_text else load_images(given, model, count, split)
 
 
-def load_images(images: InputConfig, model: ModelConfig, count: int, split: Split) -> NDArray[np.uint8]:
+def load_images(images: InputConfig, model: ModelConfig, count: int, split: Purpose) -> NDArray[np.uint8]:
     """Return `count` images [N, 3, H, W] of `split`; the first of them do not depend on `count`.
 
     Picture after picture gives its largest centred square; once all have, they give seeded smaller ones.
@@ -53,7 +53,7 @@ def load_images(images: InputConfig, model: ModelConfig, count: int, split: Spli
     """
     sample = images.images == "sample"
     pictures = _sample_halves(split) if sample else _read_files(_folder_half(images, split)[:count])
-    generator = np.random.default_rng([model.seed, _SPLIT_KEYS[split]])
+    generator = np.random.default_rng([model.seed, _PURPOSE_KEYS[split]])
     crops = []
     for index in range(count):
         picture = pictures[index % len(pictures)]
@@ -73,7 +73,7 @@ def to_input(raw: NDArray[Any]) -> "Tensor":
     return (tensor.to(torch.float32) / 255.0 - _PIXEL_MEAN) / _PIXEL_STD
 
 
-def _sample_halves(split: Split) -> list[Image.Image]:
+def _sample_halves(split: Purpose) -> list[Image.Image]:
     """Cut scikit-learn's two photographs (640 x 427 pixels) in halves, left and right."""
     from sklearn.datasets import load_sample_images  # takes a second to import; a folder of images goes without
 
@@ -85,7 +85,7 @@ def _sample_halves(split: Split) -> list[Image.Image]:
     return halves
 
 
-def _folder_half(images: InputConfig, split: Split) -> list[Path]:
+def _folder_half(images: InputConfig, split: Purpose) -> list[Path]:
     folder = Path(images.images)
     if faults := folder_faults("config", folder):
         raise ConfigError(faults)
