@@ -12,7 +12,6 @@ Source: ASTRA, arXiv 2505.19342: codebooks start from k-means. Its training afte
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 import warnings
@@ -31,6 +30,7 @@ from astra.checkpoint import checkpoint_digest
 from astra.codebook import FORMAT_VERSION, CodebookSpec, GroupedCodebook, load_codebooks, save_codebooks
 from astra.config import AstraConfig, BenchConfig, InputConfig, ModelConfig, Site
 from astra.data import load_inputs, to_input
+from astra.disk_cache import cache_root, check_writable
 from astra.errors import ConfigError
 from astra.models import ModelAdapter, load_model
 
@@ -62,7 +62,7 @@ def ensure_fitted(config: BenchConfig, progress: Progress) -> None:
     for folder, astra in missing.items():
         if _is_intact(folder, config.model, astra):
             continue
-        _check_writable(folder.parent)
+        check_writable(folder.parent)
         model = model or load_model(config.model)
         count = num_calibration_inputs(config.model, astra)
         inputs = to_input(load_inputs(config.input, config.model, count, "calibrate"))
@@ -93,7 +93,7 @@ def cache_folder(model: ModelConfig, astra: AstraConfig, given: InputConfig) -> 
     """
     fingerprint = json.dumps(_fingerprint(model, astra, given), sort_keys=True)
     digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
-    return _cache_root() / "codebooks" / f"{model.family}-{model.size}-G{astra.num_groups}-{digest}"
+    return cache_root() / "codebooks" / f"{model.family}-{model.size}-G{astra.num_groups}-{digest}"
 
 
 def num_calibration_inputs(model: ModelConfig, astra: AstraConfig) -> int:
@@ -175,14 +175,6 @@ def _fingerprint(model: ModelConfig, astra: AstraConfig, given: InputConfig) -> 
     }
 
 
-def _cache_root() -> Path:
-    """Return `$ASTRA_CACHE`, or `astra-testbed` in the XDG cache folder."""
-    if named := os.environ.get("ASTRA_CACHE"):
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "astra-testbed"
-
-
 def _is_intact(folder: Path, model: ModelConfig, astra: AstraConfig) -> bool:
     """Say whether `folder` holds codebooks that load; remove one that does not, so that it can be made again."""
     if not folder.exists():
@@ -202,18 +194,6 @@ def codebook_faults(folder: Path, model: ModelConfig, astra: AstraConfig) -> lis
     except ConfigError as error:
         return list(error.faults)
     return []
-
-
-def _check_writable(folder: Path) -> None:
-    """Find out before the work, not after it, that its result could not be kept."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            [f"cache: folder must be writable, got {str(folder)!r} ({error.strerror}); set ASTRA_CACHE to another"]
-        ) from error
 
 
 def _publish(folder: Path, codebooks: list[GroupedCodebook], fitted_on: dict[str, str | int]) -> None:
