@@ -1,4 +1,6 @@
-"""What a model must offer to be run by any strategy, and `load_model`.
+"""What a model must offer to be run by any strategy, and how to make, adapt and save one.
+
+    ModelConfig --build_model--> Hugging Face model --adapt--> ModelAdapter        save_checkpoint: model -> folder
 
     legend: B batch, T tokens, D width, E keys and values side by side, H heads, d head width, C outputs
 
@@ -17,7 +19,8 @@ original weights, row by row except for attention itself, so that any rank can r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -25,7 +28,20 @@ from astra.config import ModelConfig
 from astra.errors import ConfigError
 from astra.model_faults import model_faults, planning_faults
 
-__all__ = ["Block", "BlockShard", "ModelAdapter", "ModelShape", "load_model", "planned_shape"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "Block",
+    "BlockShard",
+    "ModelAdapter",
+    "ModelShape",
+    "adapt",
+    "build_model",
+    "load_model",
+    "planned_shape",
+    "save_checkpoint",
+]
 
 
 @dataclass(frozen=True)
@@ -180,15 +196,20 @@ class ModelAdapter(Protocol):
     def embed(self, inputs: Tensor) -> Tensor:
         """Return x_BTD of a whole input: class tokens, then content."""
 
-    def head(self, x_BD: Tensor) -> Tensor:
-        """Return logits_BC from one row after the last layer: the class token, or the last token if causal."""
+    def head(self, x: Tensor) -> Tensor:
+        """Return logits [..., C] of rows [..., D] after the last layer.
+
+        A classifier's answer is that of its class token; a language model scores the next token of every row.
+        """
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits_BC of whole inputs, on this one device: what `single` computes."""
 
 
-def load_model(config: ModelConfig) -> ModelAdapter:
-    """Build the model that `config` names, with weights that are the same on every rank.
+def build_model(config: ModelConfig) -> "PreTrainedModel":
+    """Make the Hugging Face model that `config` names, in fp32, ready to be trained: its parameters require gradients.
+
+    Without a checkpoint its weights follow from the seed, and are the same on every rank. Dropout is off.
 
     Raises:
         ConfigError: The fields do not go together, the shape is one that is only planned with, or the checkpoint is
@@ -196,9 +217,52 @@ def load_model(config: ModelConfig) -> ModelAdapter:
     """
     if faults := model_faults("config", config) or planning_faults("config", config):
         raise ConfigError(faults)
-    from astra.models.loaders import LOADERS  # transformers takes seconds to import; checks of configs go without
+    from astra.models.loaders import BUILDERS  # transformers takes seconds to import; checks of configs go without
 
-    return LOADERS[config.family](config)
+    return BUILDERS[config.family](config)
+
+
+def adapt(model: "PreTrainedModel", num_tokens: int | None = None) -> ModelAdapter:
+    """See a Hugging Face model as its embedding, blocks and head: views of its weights, through which gradients flow.
+
+    Cheap, and to be done again after every step of an optimiser and every move to another device. Dropout is left out.
+
+    Args:
+        model: A ViT or BERT classifier, a GPT-2 or a Llama.
+        num_tokens: Content tokens of a text; None for as many as the model has positions. An image decides by itself.
+
+    Raises:
+        ConfigError: The model is of another type.
+    """
+    from astra.models.loaders import adapter_of
+
+    return adapter_of(model, num_tokens)
+
+
+def load_model(config: ModelConfig) -> ModelAdapter:
+    """Make and adapt the model that `config` names, frozen.
+
+    Raises:
+        ConfigError: See `build_model`.
+    """
+    return adapt(build_model(config).requires_grad_(False), config.num_tokens)
+
+
+def save_checkpoint(folder: Path, model: "PreTrainedModel", *, tokenizer_of: str | None = None) -> None:
+    """Write `config.json` and `model.safetensors` as Hugging Face saves them, each at once or not at all.
+
+    Args:
+        folder: Made if it is not there.
+        model: Any Hugging Face model.
+        tokenizer_of: Checkpoint whose `tokenizer.json`, if it has one, is copied beside them.
+
+    Raises:
+        OSError: The folder cannot be written.
+        ConfigError: The checkpoint of the tokenizer is out of reach.
+    """
+    from astra.models.saving import save
+
+    save(folder, model, tokenizer_of)
 
 
 def planned_shape(config: ModelConfig) -> ModelShape:

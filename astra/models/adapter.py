@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from astra.models import Block, ModelShape
 from astra.models.block import run_blocks
@@ -35,8 +36,8 @@ class TransformerAdapter(ABC):
         """Return the class token as it enters layer 0, [B, num_class_tokens, D]."""
 
     @abstractmethod
-    def head(self, x_BD: Tensor) -> Tensor:
-        """Return logits_BC from the row that holds the answer."""
+    def head(self, x: Tensor) -> Tensor:
+        """Return logits [..., C] of rows [..., D]."""
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Return x_BTD of a whole input: class tokens, then content."""
@@ -52,10 +53,12 @@ class TransformerAdapter(ABC):
 class TextAdapter(TransformerAdapter):
     """A model whose inputs are token ids [B, T]: a row of an input is one id."""
 
+    huggingface: PreTrainedModel
+
     def input_rows(self, tokens: range) -> range:
         """Return the ids of `tokens`: one each."""
         return tokens
 
     def embed_class(self, batch: int) -> Tensor:
         """Return no rows: causal models have no class token."""
-        return torch.empty(batch, 0, self.shape.width)
+        return torch.empty(batch, 0, self.shape.width, device=self.huggingface.device)

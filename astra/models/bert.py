@@ -19,7 +19,7 @@ from astra.models.adapter import TextAdapter
 from astra.models.block import Affine, Projections, TransformerBlock
 from astra.models.weights import label_faults, length_faults, read_checkpoint, seeded
 
-__all__ = ["CLASS_ID", "BertAdapter", "load_bert"]
+__all__ = ["CLASS_ID", "BertAdapter", "build_bert"]
 
 CLASS_ID = 101
 """[CLS] in the vocabularies of the published models."""
@@ -28,9 +28,9 @@ CLASS_ID = 101
 class BertAdapter(TextAdapter):
     """A BERT classifier as embedding, blocks and head."""
 
-    def __init__(self, model: BertForSequenceClassification, num_content_tokens: int):
+    def __init__(self, model: BertForSequenceClassification, num_tokens: int | None = None):
         config: Any = model.config
-        self.huggingface = model
+        self.huggingface: Any = model
         self._embeddings: Any = model.bert.embeddings
         shape = ModelShape(
             family="bert",
@@ -40,7 +40,7 @@ class BertAdapter(TextAdapter):
             num_kv_heads=config.num_attention_heads,
             head_width=config.hidden_size // config.num_attention_heads,
             mlp_width=config.intermediate_size,
-            num_content_tokens=num_content_tokens,
+            num_content_tokens=num_tokens or config.max_position_embeddings - 1,
             num_class_tokens=1,
             num_outputs=config.num_labels,
             causal=False,
@@ -54,13 +54,13 @@ class BertAdapter(TextAdapter):
 
     def embed_class(self, batch: int) -> Tensor:
         """Return the embedding of [CLS] at position 0, [B, 1, D]."""
-        return self._embed(torch.full((batch, 1), CLASS_ID), 0)
+        return self._embed(torch.full((batch, 1), CLASS_ID, device=self._embeddings.word_embeddings.weight.device), 0)
 
-    def head(self, x_BD: Tensor) -> Tensor:
+    def head(self, x: Tensor) -> Tensor:
         """Apply pooler and classifier."""
         pooler: Any = self.huggingface.bert.pooler
-        logits_BC: Tensor = self.huggingface.classifier(pooler.activation(pooler.dense(x_BD)))
-        return logits_BC
+        logits: Tensor = self.huggingface.classifier(pooler.activation(pooler.dense(x)))
+        return logits
 
     def _embed(self, ids_BT: Tensor, first_position: int) -> Tensor:
         parts = self._embeddings
@@ -71,7 +71,7 @@ class BertAdapter(TextAdapter):
         return x_BTD
 
 
-def load_bert(config: ModelConfig) -> BertAdapter:
+def build_bert(config: ModelConfig) -> BertForSequenceClassification:
     """Build a preset with seeded weights, or read the checkpoint that `config` names.
 
     Raises:
@@ -83,11 +83,11 @@ def load_bert(config: ModelConfig) -> BertAdapter:
         return lengths + label_faults(config, folder, found)
 
     if config.checkpoint:
-        model = read_checkpoint(BertForSequenceClassification, config, faults)
-    else:
-        model = seeded(lambda: BertForSequenceClassification(_config(config)), config.seed)
-        _fill_buffers(model)
-    return BertAdapter(model, config.num_content_tokens)
+        checkpoint: BertForSequenceClassification = read_checkpoint(BertForSequenceClassification, config, faults)
+        return checkpoint
+    model = seeded(lambda: BertForSequenceClassification(_config(config)), config.seed)
+    _fill_buffers(model)
+    return model
 
 
 def _config(config: ModelConfig) -> BertConfig:

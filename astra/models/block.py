@@ -71,26 +71,32 @@ class Rotary:
         """Take d/2 angles per position, and a factor for cosines and sines (1 but for some stretched models)."""
         self._inverse_frequencies = inverse_frequencies.detach().float().clone()
         self._scale = scale
-        self._tables = self._make_tables(_FIRST_POSITIONS)
+        self._tables: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x_BHTd: Tensor, positions_T: Tensor | None) -> Tensor:
         """Turn x; None numbers the rows from 0."""
         if positions_T is None:
-            positions_T = torch.arange(x_BHTd.shape[2])
-        last = int(positions_T.max()) if len(positions_T) else 0
-        if last >= len(self._tables[0]):
-            self._tables = self._make_tables(2 * last)
-        cosines, sines = self._tables
+            rows: slice | Tensor = slice(x_BHTd.shape[2])
+            last = x_BHTd.shape[2] - 1
+        else:
+            rows, last = positions_T, int(positions_T.max()) if len(positions_T) else 0
+        cosines_Pd, sines_Pd = self._tables_to(last)
         first, second = x_BHTd.chunk(2, dim=-1)
         turned_BHTd = torch.cat((-second, first), dim=-1)
-        return x_BHTd * cosines[positions_T] + turned_BHTd * sines[positions_T]
+        return (x_BHTd * cosines_Pd[rows] + turned_BHTd * sines_Pd[rows]).to(x_BHTd.dtype)
 
-    def _make_tables(self, num_positions: int) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines [P, d], made outside inference mode so that training can use them too."""
-        with torch.inference_mode(False):
-            angles = torch.outer(torch.arange(num_positions).float(), self._inverse_frequencies)
-            both = torch.cat((angles, angles), dim=-1)
-            return both.cos() * self._scale, both.sin() * self._scale
+    def _tables_to(self, last: int) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines [P, d] of the positions up to `last` and more, on the frequencies' device.
+
+        Made at the first use, and outside inference mode so that training can use them too.
+        """
+        if self._tables is None or last >= len(self._tables[0]):
+            with torch.inference_mode(False):
+                positions = torch.arange(max(2 * last, _FIRST_POSITIONS), device=self._inverse_frequencies.device)
+                angles = positions.float()[:, None] * self._inverse_frequencies
+                both = torch.cat((angles, angles), dim=-1)
+                self._tables = both.cos() * self._scale, both.sin() * self._scale
+        return self._tables
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ class Projections:
             up_map=self.up_map.outputs(hidden),
             gate_map=None if self.gate_map is None else self.gate_map.outputs(hidden),
             down_map=self.down_map.inputs(hidden),
-            repeats=None if equal_groups else torch.tensor([head // group - kv_heads.start for head in heads]),
+            repeats=None if equal_groups else self._tensor([head // group - kv_heads.start for head in heads]),
         )
 
     def _split(self, x_BTE: Tensor, num_heads: int) -> Tensor:
@@ -184,6 +190,9 @@ class Projections:
             gate_map=None if self.gate_map is None else self.gate_map.diagonal(part, num_parts),
             down_map=self.down_map.diagonal(part, num_parts),
         )
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, device=self.query_map.weight.device)
 
     def _columns(self, heads: range) -> range:
         return range(heads.start * self.head_width, heads.stop * self.head_width)

@@ -19,13 +19,13 @@ from astra.models.adapter import TextAdapter
 from astra.models.block import Affine, Projections, TransformerBlock
 from astra.models.weights import length_faults, read_checkpoint, seeded
 
-__all__ = ["GPT2Adapter", "load_gpt2"]
+__all__ = ["GPT2Adapter", "build_gpt2"]
 
 
 class GPT2Adapter(TextAdapter):
     """GPT-2 as embedding, blocks and head."""
 
-    def __init__(self, model: GPT2LMHeadModel, num_content_tokens: int):
+    def __init__(self, model: GPT2LMHeadModel, num_tokens: int | None = None):
         config: Any = model.config
         self.huggingface = model
         self._embeddings: Any = model.transformer
@@ -37,7 +37,7 @@ class GPT2Adapter(TextAdapter):
             num_kv_heads=config.n_head,
             head_width=config.n_embd // config.n_head,
             mlp_width=config.n_inner or 4 * config.n_embd,
-            num_content_tokens=num_content_tokens,
+            num_content_tokens=num_tokens or config.n_positions,
             num_class_tokens=0,
             num_outputs=config.vocab_size,
             causal=True,
@@ -51,23 +51,24 @@ class GPT2Adapter(TextAdapter):
         x_BTD: Tensor = self._embeddings.wte(own_BT) + self._embeddings.wpe.weight[tokens.start : tokens.stop]
         return x_BTD
 
-    def head(self, x_BD: Tensor) -> Tensor:
+    def head(self, x: Tensor) -> Tensor:
         """Apply the final norm and score every token of the vocabulary."""
-        logits_BC: Tensor = self.huggingface.lm_head(self._embeddings.ln_f(x_BD))
-        return logits_BC
+        logits: Tensor = self.huggingface.lm_head(self._embeddings.ln_f(x))
+        return logits
 
 
-def load_gpt2(config: ModelConfig) -> GPT2Adapter:
+def build_gpt2(config: ModelConfig) -> GPT2LMHeadModel:
     """Build a preset with seeded weights, or read the checkpoint that `config` names.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, not a GPT-2, or does not fit `config`.
     """
     if config.checkpoint:
-        model = read_checkpoint(GPT2LMHeadModel, config, lambda folder, found: _faults(config, folder, found))
-    else:
-        model = seeded(lambda: GPT2LMHeadModel(_config(config)), config.seed)
-    return GPT2Adapter(model, config.num_content_tokens)
+        checkpoint: GPT2LMHeadModel = read_checkpoint(
+            GPT2LMHeadModel, config, lambda folder, found: _faults(config, folder, found)
+        )
+        return checkpoint
+    return seeded(lambda: GPT2LMHeadModel(_config(config)), config.seed)
 
 
 def _config(config: ModelConfig) -> GPT2Config:

@@ -16,7 +16,7 @@ from astra.models.adapter import TextAdapter
 from astra.models.block import Affine, Projections, Rotary, TransformerBlock
 from astra.models.weights import length_faults, read_checkpoint, seeded
 
-__all__ = ["LlamaAdapter", "load_llama"]
+__all__ = ["LlamaAdapter", "build_llama"]
 
 FIXED_ANGLES = ("default", "linear", "llama3", "proportional")
 """Kinds of RoPE whose angles do not depend on the length of the text."""
@@ -25,7 +25,7 @@ FIXED_ANGLES = ("default", "linear", "llama3", "proportional")
 class LlamaAdapter(TextAdapter):
     """Llama as embedding, blocks and head."""
 
-    def __init__(self, model: LlamaForCausalLM, num_content_tokens: int):
+    def __init__(self, model: LlamaForCausalLM, num_tokens: int | None = None):
         config: Any = model.config
         self.huggingface = model
         self._embeddings: Any = model.model
@@ -37,7 +37,7 @@ class LlamaAdapter(TextAdapter):
             num_kv_heads=config.num_key_value_heads,
             head_width=config.head_dim,
             mlp_width=config.intermediate_size,
-            num_content_tokens=num_content_tokens,
+            num_content_tokens=num_tokens or config.max_position_embeddings,
             num_class_tokens=0,
             num_outputs=config.vocab_size,
             causal=True,
@@ -52,26 +52,28 @@ class LlamaAdapter(TextAdapter):
         x_BTD: Tensor = self._embeddings.embed_tokens(inputs[:, tokens.start - first_row : tokens.stop - first_row])
         return x_BTD
 
-    def head(self, x_BD: Tensor) -> Tensor:
+    def head(self, x: Tensor) -> Tensor:
         """Apply the final norm and score every token of the vocabulary."""
-        logits_BC: Tensor = self.huggingface.lm_head(self._embeddings.norm(x_BD))
-        return logits_BC
+        logits: Tensor = self.huggingface.lm_head(self._embeddings.norm(x))
+        return logits
 
 
-def load_llama(config: ModelConfig) -> LlamaAdapter:
+def build_llama(config: ModelConfig) -> LlamaForCausalLM:
     """Build a preset with seeded weights, or read the checkpoint that `config` names.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, not a Llama, or does not fit `config`.
     """
     if config.checkpoint:
-        model = read_checkpoint(LlamaForCausalLM, config, lambda folder, found: _faults(config, folder, found))
-    else:
-        hf_config = _config(config)
-        model = seeded(lambda: LlamaForCausalLM(hf_config), config.seed)
-        body: Any = model.model
-        body.rotary_emb = type(body.rotary_emb)(config=hf_config)
-    return LlamaAdapter(model, config.num_content_tokens)
+        checkpoint: LlamaForCausalLM = read_checkpoint(
+            LlamaForCausalLM, config, lambda folder, found: _faults(config, folder, found)
+        )
+        return checkpoint
+    hf_config = _config(config)
+    model = seeded(lambda: LlamaForCausalLM(hf_config), config.seed)
+    body: Any = model.model
+    body.rotary_emb = type(body.rotary_emb)(config=hf_config)
+    return model
 
 
 def _config(config: ModelConfig) -> LlamaConfig:

@@ -21,7 +21,7 @@ from astra.models.block import Affine, Projections, TransformerBlock
 from astra.models.weights import label_faults, read_checkpoint, seeded
 from astra.partition import band
 
-__all__ = ["ViTAdapter", "load_vit"]
+__all__ = ["ViTAdapter", "build_vit"]
 
 
 class ViTAdapter(TransformerAdapter):
@@ -74,10 +74,10 @@ class ViTAdapter(TransformerAdapter):
         class_11D: Tensor = self._embeddings.cls_token + self._embeddings.position_embeddings[:, :1]
         return class_11D.expand(batch, -1, -1)
 
-    def head(self, class_BD: Tensor) -> Tensor:
+    def head(self, x: Tensor) -> Tensor:
         """Apply the final norm and the classifier."""
-        logits_BC: Tensor = self.huggingface.classifier(self.huggingface.vit.layernorm(class_BD))
-        return logits_BC
+        logits: Tensor = self.huggingface.classifier(self.huggingface.vit.layernorm(x))
+        return logits
 
     def _patches(self, pixels_BCYX: Tensor) -> Tensor:
         """Cut whole patch rows into [B, patches, 3 · patch · patch], in the order of the convolution's weight."""
@@ -107,19 +107,19 @@ def _affine(linear: Any) -> Affine:
     return Affine(linear.weight, linear.bias)
 
 
-def load_vit(config: ModelConfig) -> ViTAdapter:
+def build_vit(config: ModelConfig) -> ViTForImageClassification:
     """Build a preset with seeded weights, or read the checkpoint that `config` names.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, not a ViT, or does not fit `config`.
     """
     if not config.checkpoint:
-        return ViTAdapter(seeded(lambda: ViTForImageClassification(_config(config)), config.seed))
-    model = read_checkpoint(
+        return seeded(lambda: ViTForImageClassification(_config(config)), config.seed)
+    model: ViTForImageClassification = read_checkpoint(
         ViTForImageClassification, config, lambda folder, found: label_faults(config, folder, found)
     )
     _resize_positions(model, config.side)
-    return ViTAdapter(model.requires_grad_(False))
+    return model
 
 
 def _config(config: ModelConfig) -> ViTConfig:

@@ -46,7 +46,7 @@ def seeded(make: Callable[[], _Model], seed: int) -> _Model:
                 parameter.normal_(0.0, STANDARD_DEVIATION, generator=generator)
             else:  # the only vectors called weight are those of norms
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-    model.train(False).requires_grad_(False)
+    model.train(False)
     return model
 
 
@@ -89,7 +89,7 @@ def read_checkpoint(
     faults += further_faults(folder, found)
     if faults:
         raise ConfigError(faults)
-    return model.train(False).requires_grad_(False)
+    return model.train(False)
 
 
 def label_faults(config: ModelConfig, folder: Path, found: Any) -> list[str]:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from astra.collectives import Collectives
 from astra.config import ModelConfig
-from astra.models import ModelAdapter
-from astra.models.loaders import LOADERS
+from astra.models import ModelAdapter, load_model
 from astra.strategies import STRATEGIES, RankContext, Request, Strategy, predict_bytes, predict_messages
 from astra.timeline import Timeline
 from astra.transport import Traffic
@@ -44,7 +43,7 @@ class World:
 
 def lively(family: str) -> ModelAdapter:
     """Return a model of 25 content tokens whose attention is uneven and whose biases and norms count."""
-    adapter = LOADERS[family](CONFIGS[family])
+    adapter = load_model(CONFIGS[family])
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in adapter.huggingface.parameters():  # type: ignore[attr-defined]  # every adapter has one

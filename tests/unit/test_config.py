@@ -62,7 +62,8 @@ def test_config_is_the_same_after_a_round_trip_through_json():
 CASES = [
     (
         {"model": {"size": "bse", "image_size": 64}},
-        "b.json: model.size must be one of tiny, small, base, medium, llama-3-8b, got 'bse'; did you mean 'base'?",
+        "b.json: model.size must be one of tiny, digits, mini, cifar, small, minilm, base, medium, llama-3-8b, "
+        "got 'bse'; did you mean 'base'?",
     ),
     (
         {"model": {"family": "vitt", **MODEL}},
@@ -70,7 +71,8 @@ CASES = [
     ),
     (
         {"model": {"size": "medium", "image_size": 64}},
-        "b.json: model.size must be one of tiny, small, base where family is 'vit', got 'medium'; choose one of them",
+        "b.json: model.size must be one of tiny, digits, mini, cifar, small, base where family is 'vit', got 'medium'; "
+        "choose one of them",
     ),
     (
         {"model": {"family": "bert", **MODEL, "num_tokens": 8}},

@@ -13,12 +13,12 @@ from torch import Tensor
 from astra.attention import attend
 from astra.config import ModelConfig
 from astra.errors import ConfigError
-from astra.models import ModelAdapter, load_model, planned_shape
+from astra.models import ModelAdapter, adapt, build_model, load_model, planned_shape, save_checkpoint
 from astra.models.bert import CLASS_ID
-from astra.models.loaders import LOADERS
 from astra.partition import split
 from astra.presets import PRESETS
 
+GRADIENT = 1e-4  # relative to the largest of a parameter; sums over all rows, in another order
 EQUAL = 1e-5  # relative; the same operations on the same weights, in another order
 TEXTS = [family for family in FAMILIES if family != "vit"]
 
@@ -32,11 +32,11 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=EQUAL, atol=EQUAL * float(expected.abs().max()))
 
 
-def of_hugging_face(model: Any, inputs: Tensor) -> Tensor:
+def of_hugging_face(model: Any, inputs: Tensor, *, training: bool = False) -> Tensor:
     """Let the library answer; for BERT it is given [CLS] as a token of the text."""
     if model.shape.family == "bert":
         inputs = torch.cat((torch.full((len(inputs), 1), CLASS_ID), inputs), dim=1)
-    with torch.inference_mode():
+    with torch.inference_mode(not training):
         logits: Tensor = model.huggingface(inputs).logits
     return logits[:, -1] if model.shape.causal else logits
 
@@ -138,7 +138,7 @@ def test_finish_is_its_four_steps(model: ModelAdapter) -> None:
 @pytest.mark.parametrize("family", TEXTS)
 def test_seeded_weights_repeat_and_differ_between_seeds(family: str) -> None:
     config = CONFIGS[family]
-    first, again, other = (LOADERS[family](config.model_copy(update={"seed": seed})) for seed in (1, 1, 2))
+    first, again, other = (load_model(config.model_copy(update={"seed": seed})) for seed in (1, 1, 2))
     inputs = inputs_for(first)
     assert torch.equal(first.forward(inputs), again.forward(inputs))
     assert not torch.equal(first.forward(inputs), other.forward(inputs))
@@ -152,14 +152,103 @@ def test_texts_longer_than_published_get_positions(family: str) -> None:
     close(model.forward(inputs), of_hugging_face(model, inputs))
 
 
+def gradients_of(module: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """Return the gradient of every parameter that has one."""
+    module.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {name: each.grad.clone() for name, each in module.named_parameters() if each.grad is not None}
+
+
+def trainable(family: str) -> Any:
+    """Return a Hugging Face model as training gets it, with lively weights."""
+    module = build_model(CONFIGS[family])
+    module.load_state_dict(lively(family).huggingface.state_dict())  # type: ignore[attr-defined]
+    return module
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_through_the_adapter_equal_those_through_hugging_face(family: str) -> None:
+    """Also in a second step, after an optimiser has changed the weights in place."""
+    module = trainable(family)
+    inputs = inputs_for(lively(family), batch=2)
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.01)
+    for _ in range(2):
+        adapter = adapt(module, CONFIGS[family].num_tokens)
+        answers, expected = adapter.forward(inputs), of_hugging_face(adapter, inputs, training=True)
+        close(answers.detach(), expected.detach())
+        found = gradients_of(module, answers.square().mean())
+        wanted = gradients_of(module, expected.square().mean())
+        assert found.keys() == wanted.keys() == {name for name, _ in module.named_parameters()}
+        for name in wanted:
+            scale = float(wanted[name].abs().max())
+            torch.testing.assert_close(found[name], wanted[name], rtol=GRADIENT, atol=GRADIENT * (scale + 1e-3))
+        optimiser.step()
+
+
+def test_adapt_lets_gradients_through_where_none_are_recorded(model: ModelAdapter) -> None:
+    """An adapter made while validating must serve the next step of training too."""
+    module = trainable(model.shape.family)
+    with torch.inference_mode():
+        adapter = adapt(module, CONFIGS[model.shape.family].num_tokens)
+    adapter.forward(inputs_for(model)).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_build_model_is_trainable_and_load_model_is_not() -> None:
+    assert all(each.requires_grad for each in build_model(CONFIGS["vit"]).parameters())
+    frozen: Any = load_model(CONFIGS["vit"])
+    assert not any(each.requires_grad for each in frozen.huggingface.parameters())
+
+
+def test_adapt_takes_all_positions_unless_told() -> None:
+    lengths = {family: adapt(build_model(CONFIGS[family])).shape.num_content_tokens for family in FAMILIES}
+    assert lengths == {"vit": 25, "bert": 511, "gpt2": 1024, "llama": 2048}
+
+
+def test_adapt_refuses_another_type_of_model() -> None:
+    from transformers import DistilBertConfig, DistilBertModel
+
+    other = DistilBertModel(DistilBertConfig(dim=8, n_heads=1, n_layers=1, hidden_dim=8, vocab_size=8))
+    with pytest.raises(ConfigError, match="model_type must be one of vit, bert, gpt2, llama, got 'distilbert'"):
+        adapt(other)
+
+
+def test_head_answers_every_row(model: ModelAdapter) -> None:
+    x_BTD = torch.randn(2, 3, model.shape.width)
+    logits_BTC = model.head(x_BTD)
+    assert logits_BTC.shape == (2, 3, model.shape.num_outputs)
+    close(logits_BTC[:, 1], model.head(x_BTD[:, 1]))
+
+
+def test_save_checkpoint_is_read_by_the_library_and_by_us(model: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
+
+    save_checkpoint(tmp_path / "new", model.huggingface)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["config.json", "model.safetensors"]
+    config = CONFIGS[model.shape.family].model_copy(update={"checkpoint": str(tmp_path / "new")})
+    inputs = inputs_for(model)
+    close(load_model(config).forward(inputs), model.forward(inputs))
+    kinds = {"vit": AutoModelForImageClassification, "bert": AutoModelForSequenceClassification}
+    theirs = kinds.get(model.shape.family, AutoModelForCausalLM).from_pretrained(tmp_path / "new")
+    assert all(map(torch.equal, theirs.state_dict().values(), model.huggingface.state_dict().values()))
+
+
+def test_save_checkpoint_takes_the_tokenizer_along(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "tokenizer.json").write_text("{}")
+    save_checkpoint(tmp_path / "new", build_model(CONFIGS["gpt2"]), tokenizer_of=str(tmp_path / "old"))
+    assert (tmp_path / "new" / "tokenizer.json").read_text() == "{}"
+
+
 def saved(model: Any, folder: Path) -> ModelConfig:
     model.huggingface.save_pretrained(folder)
     return CONFIGS[model.shape.family].model_copy(update={"checkpoint": str(folder)})
 
 
 def test_checkpoint_gives_the_model_that_was_saved(model: ModelAdapter, tmp_path: Path) -> None:
+    """To rounding: weights read from a file lie elsewhere in memory, which decides how products are summed."""
     inputs = inputs_for(model)
-    assert torch.equal(load_model(saved(model, tmp_path)).forward(inputs), model.forward(inputs))
+    close(load_model(saved(model, tmp_path)).forward(inputs), model.forward(inputs))
 
 
 def test_checkpoint_that_lacks_a_weight_is_refused_and_not_filled_in(model: ModelAdapter, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from astra.collectives import Collectives
 from astra.config import AstraConfig, ModelConfig, SequenceConfig, SingleConfig, StrategyConfig, WireName
 from astra.errors import ConfigError
 from astra.fit import fit_codebooks
-from astra.models.vit import ViTAdapter, load_vit
+from astra.models import planned_shape
+from astra.models.vit import ViTAdapter, build_vit
 from astra.strategies import STRATEGIES, RankContext, Request, predict_bytes, predict_messages
 from astra.timeline import Timeline
 from astra.transport import Traffic
@@ -36,7 +37,7 @@ Answer = tuple[Tensor, list[Traffic], list[Timeline]]
 @pytest.fixture(scope="module")
 def model() -> ViTAdapter:
     """Return a model whose attention is uneven and whose biases and norms count."""
-    adapter = load_vit(ModelConfig(size="tiny", image_size=IMAGE_SIZE, num_labels=10))
+    adapter = ViTAdapter(build_vit(ModelConfig(size="tiny", image_size=IMAGE_SIZE, num_labels=10)))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in adapter.huggingface.parameters():
@@ -223,7 +224,7 @@ def test_predictions_equal_what_the_transport_counts(
 
 def test_predict_bytes_of_the_published_case() -> None:
     """ViT-Base, 1,024 tokens, four devices, G = 1: 320 B from each rank to each of three peers in twelve layers."""
-    shape = load_vit(ModelConfig(size="tiny", image_size=512)).shape
+    shape = planned_shape(ModelConfig(size="tiny", image_size=512))
     codes = 12 * 4 * 3 * (1024 // 4) * 10 // 8
     assert predict_bytes(shape, AstraConfig(), 4) == codes * shape.num_layers // 12 + 3 * shape.width * 4
 

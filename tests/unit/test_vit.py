@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from astra.config import ModelConfig
 from astra.errors import ConfigError
 from astra.models import load_model
-from astra.models.vit import ViTAdapter, load_vit
+from astra.models.vit import ViTAdapter, build_vit
 
 EQUAL = 1e-5  # the same operations on the same weights, in another order
 TINY = ModelConfig(size="tiny", image_size=80, num_labels=10)
@@ -18,7 +18,7 @@ TINY = ModelConfig(size="tiny", image_size=80, num_labels=10)
 
 def lively(config: ModelConfig) -> ViTAdapter:
     """Give every weight, biases and norms too, a value that shows when it is left out."""
-    adapter = load_vit(config)
+    adapter = ViTAdapter(build_vit(config))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in adapter.huggingface.parameters():
@@ -63,7 +63,7 @@ def test_key_value_weight_and_bias_are_those_of_key_value() -> None:
 
 
 def test_seeded_weights_repeat_and_differ_between_seeds() -> None:
-    first, again, other = (load_vit(TINY.model_copy(update={"seed": seed})) for seed in (1, 1, 2))
+    first, again, other = (load_model(TINY.model_copy(update={"seed": seed})) for seed in (1, 1, 2))
     pixels = torch.randn(1, 3, 80, 80)
     assert torch.equal(first.forward(pixels), again.forward(pixels))
     assert not torch.equal(first.forward(pixels), other.forward(pixels))
@@ -76,7 +76,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def from_checkpoint(folder: Path, **changes: int) -> ViTAdapter:
-    return load_vit(TINY.model_copy(update={"checkpoint": str(folder), **changes}))
+    return ViTAdapter(build_vit(TINY.model_copy(update={"checkpoint": str(folder), **changes})))
 
 
 def test_checkpoint_gives_the_model_that_was_saved(checkpoint: Path) -> None:

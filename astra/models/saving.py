@@ -1,0 +1,29 @@
+"""Write a model as others can read it: `config.json` and `model.safetensors`, and the tokenizer it was given.
+
+The files are written beside their place and then moved there, so that a killed program leaves whole ones.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from astra.checkpoint import TOKENIZER_FILE, checkpoint_folder
+from astra.model_faults import CHECKPOINT_FILES
+
+__all__ = ["save"]
+
+
+def save(folder: Path, model: PreTrainedModel, tokenizer_of: str | None) -> None:
+    """Write the checkpoint; see `models.save_checkpoint`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = None if tokenizer_of is None else checkpoint_folder(tokenizer_of) / TOKENIZER_FILE
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        # one file whatever the size; what else the library writes (defaults of generation) nobody here reads
+        model.save_pretrained(temporary, max_shard_size="1TB")
+        if tokenizer is not None and tokenizer.is_file() and tokenizer.parent != folder:
+            shutil.copyfile(tokenizer, Path(temporary) / TOKENIZER_FILE)
+        for name in (*CHECKPOINT_FILES, TOKENIZER_FILE):
+            if (Path(temporary) / name).is_file():
+                (Path(temporary) / name).replace(folder / name)
