@@ -126,7 +126,7 @@ def _fit_layers(model: ModelAdapter, inputs: Tensor, astra: AstraConfig, seed: i
     """Yield each layer's codebook as soon as it is fitted."""
     for rows_RE in _layer_rows(model, inputs, astra.site):
         groups = [
-            _cluster(np.ascontiguousarray(part_Rd.numpy()), astra.num_codewords, seed)
+            _cluster(np.ascontiguousarray(part_Rd.numpy(force=True)), astra.num_codewords, seed)
             for part_Rd in torch.split(rows_RE, rows_RE.shape[1] // astra.num_groups, dim=1)
         ]
         yield GroupedCodebook(torch.from_numpy(np.stack(groups)))

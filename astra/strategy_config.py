@@ -2,15 +2,19 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from astra import faults
+from astra.section import Section
+from astra.transport_config import DatagramConfig, ReliableConfig, TransportConfig
 
 __all__ = [
+    "DEFAULT_NUM_CODEWORDS",
     "AnyStrategy",
     "AstraConfig",
     "BlockConfig",
     "GalaxyConfig",
+    "NumCodewords",
     "PipelineConfig",
     "PrismConfig",
     "Section",
@@ -19,6 +23,7 @@ __all__ = [
     "Site",
     "TensorConfig",
     "WireName",
+    "uses_datagrams",
 ]
 
 WireName = Literal["fp32", "fp16", "int8", "int4"]
@@ -26,12 +31,6 @@ Site = Literal["input", "kv"]
 DEFAULT_NUM_CODEWORDS = 1024
 DEFAULT_NUM_BLOCKS = 4
 MAX_NUM_CODEWORDS = 65536
-
-
-class Section(BaseModel):
-    """A part of a config: unknown keys and wrong types are faults."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class SingleConfig(Section):
@@ -129,6 +128,8 @@ class PrismConfig(Section):
     compression_ratio: float | None = Field(default=None, ge=1)
     """Tokens of a slice for each mean; give this or `num_segments`."""
     wire: WireName = "fp32"
+    transport: TransportConfig = ReliableConfig()
+    """How means travel; the answer is always sent reliably."""
 
     @model_validator(mode="after")
     def _has_one_size(self) -> Self:
@@ -142,7 +143,7 @@ class PrismConfig(Section):
     def settings(self) -> str:
         """What tells two entries of this strategy apart in a table."""
         size = f"Ls={self.num_segments}" if self.num_segments is not None else f"CR={self.compression_ratio:g}"
-        return f"{size}{_unless_fp32(self.wire)}"
+        return f"{size}{_unless_fp32(self.wire)}{self.transport.settings}"
 
 
 def _power_of_two(value: Any) -> Any:
@@ -155,15 +156,21 @@ def _power_of_two(value: Any) -> Any:
     return value
 
 
+NumCodewords = Annotated[int, BeforeValidator(_power_of_two)]
+"""Codewords of one group."""
+
+
 class AstraConfig(Section):
     """Each rank keeps its slice of tokens and sends vector-quantised codes of the attention input."""
 
     name: Literal["astra"] = "astra"
     num_groups: int = Field(default=1, ge=1)
     """Sub-vectors per token, each with a codebook of its own; divides the width of what is quantised."""
-    num_codewords: Annotated[int, BeforeValidator(_power_of_two)] = DEFAULT_NUM_CODEWORDS
+    num_codewords: NumCodewords = DEFAULT_NUM_CODEWORDS
     site: Site = "input"
     """What is quantised: the attention input, or keys (before positions) and values side by side."""
+    transport: TransportConfig = ReliableConfig()
+    """How codes travel; class tokens and the answer are always sent reliably."""
 
     def quantised_width(self, width: int, kv_width: int) -> int:
         """Return how many numbers of a token are quantised, from the model's width and that of its keys."""
@@ -174,7 +181,7 @@ class AstraConfig(Section):
         """What tells two entries of this strategy apart in a table."""
         codewords = "" if self.num_codewords == DEFAULT_NUM_CODEWORDS else f" K={self.num_codewords}"
         site = "" if self.site == "input" else f" site={self.site}"
-        return f"G={self.num_groups}{codewords}{site}"
+        return f"G={self.num_groups}{codewords}{site}{self.transport.settings}"
 
 
 AnyStrategy = (
@@ -188,3 +195,8 @@ AnyStrategy = (
     | AstraConfig
 )
 """One of them, in the order in which they are listed to users."""
+
+
+def uses_datagrams(strategy: AnyStrategy) -> bool:
+    """Say whether a strategy needs a port for datagrams."""
+    return isinstance(strategy, PrismConfig | AstraConfig) and isinstance(strategy.transport, DatagramConfig)
