@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from astra.config import InputConfig, ModelConfig
-from astra.data import Purpose, load_images, to_input
-from astra.data import inputs
+from astra.data import Purpose, inputs, load_images, to_input
 from astra.errors import ConfigError
 
 MODEL = ModelConfig(size="tiny", image_size=32)
