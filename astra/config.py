@@ -1,10 +1,11 @@
 """What `astra bench`, `astra generate` and `astra fit` are asked to do, as frozen and strict pydantic models.
 
 Holds what one field can say about itself; `config_file` reads files and checks fields against one another.
-Pure, and free of torch, so that checking a config takes a fraction of a second.
+Reads nothing but the sizes of a checkpoint; free of torch, so that checking a config takes a fraction of a second.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -12,6 +13,8 @@ from pydantic import BeforeValidator, Field
 from astra import faults
 from astra.errors import ConfigError
 from astra.presets import PRESETS, Family, Preset, Size
+from astra.section import Section, named
+from astra.stored_model import StoredModel, is_hub_name, read_stored_model
 from astra.strategy_config import (
     AnyStrategy,
     AstraConfig,
@@ -19,7 +22,6 @@ from astra.strategy_config import (
     GalaxyConfig,
     PipelineConfig,
     PrismConfig,
-    Section,
     SequenceConfig,
     SingleConfig,
     Site,
@@ -49,25 +51,44 @@ DEFAULT_NUM_LABELS = {"vit": 1000, "bert": 2}
 
 
 class ModelConfig(Section):
-    """Which model: a preset with seeded weights, or a checkpoint of that preset's shape."""
+    """Which model: a preset with seeded weights, or a checkpoint."""
 
     family: Family = "vit"
-    size: Size
+    size: Size | None = None
+    """A preset; may be left out where `checkpoint` is a folder, whose `config.json` says it."""
     image_size: int | None = Field(default=None, ge=1)
-    """Pixels per side of the square input image; ViT needs it, the others have none."""
+    """Pixels per side of the square input image; only for ViT. None for that of the checkpoint's folder."""
     num_tokens: int | None = Field(default=None, ge=1)
     """Content tokens of one text, without BERT's class token; BERT, GPT-2 and Llama need it, ViT has none."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Draws the weights (without a checkpoint), the crops of the sample photographs and the k-means start."""
     num_labels: int | None = Field(default=None, ge=1)
-    """Classes of a classifier; None for 1,000 (ViT) or 2 (BERT). Language models have none."""
+    """Classes of a classifier; None for those of the checkpoint's folder, or without one 1,000 (ViT) or 2 (BERT).
+    Language models have none."""
     checkpoint: str | None = Field(default=None, min_length=1)
     """Folder with `config.json` and `model.safetensors` as Hugging Face saves them, or `organisation/name` of a hub."""
 
     @property
+    def folder(self) -> Path | None:
+        """Where the checkpoint lies; None without one, and for one on a hub."""
+        return None if self.checkpoint is None or is_hub_name(self.checkpoint) else Path(self.checkpoint)
+
+    def read_stored(self) -> StoredModel | None:
+        """Read what `folder` says of its model; None without a folder.
+
+        Raises:
+            ConfigError: See `stored_model.read_stored_model`.
+        """
+        return None if self.folder is None else read_stored_model(self.folder, self.family)
+
+    @property
     def preset(self) -> Preset:
-        """The architecture's sizes."""
-        return PRESETS[self.family][self.size]
+        """The architecture's sizes: those of `size`, or of the checkpoint's folder."""
+        if self.size is not None:
+            return PRESETS[self.family][self.size]
+        stored = self.read_stored()
+        assert stored is not None, "`model_faults` asks for a size where there is no folder"
+        return stored.preset
 
     @property
     def is_text(self) -> bool:
@@ -83,14 +104,17 @@ class ModelConfig(Section):
 
     @property
     def side(self) -> int:
-        """`image_size` of a model that has one."""
-        assert self.image_size is not None, "only for ViT, whose image_size `model_faults` asks for"
-        return self.image_size
+        """`image_size` of a model that has one: as given, or that of the checkpoint's folder."""
+        stored = None if self.image_size else self.read_stored()
+        side = stored.image_size if stored else self.image_size
+        assert side is not None, "only for ViT, whose image_size `model_faults` asks for"
+        return side
 
     @property
     def num_classes(self) -> int:
         """Outputs of a classifier."""
-        return self.num_labels or DEFAULT_NUM_LABELS[self.family]
+        stored = None if self.num_labels else self.read_stored()
+        return (stored.num_labels if stored else self.num_labels) or DEFAULT_NUM_LABELS[self.family]
 
 
 class InputConfig(Section):
@@ -120,11 +144,7 @@ class GenerationConfig(Section):
     """Decides what is drawn, together with the number of the text and of the token."""
 
 
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-StrategyConfig = Annotated[AnyStrategy, Field(discriminator="name"), BeforeValidator(_named)]
+StrategyConfig = Annotated[AnyStrategy, Field(discriminator="name"), BeforeValidator(named)]
 """One entry of `strategies`; a bare name stands for that strategy with its defaults."""
 
 

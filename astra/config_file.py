@@ -16,9 +16,9 @@ from astra import faults
 from astra.config import AstraConfig, BenchConfig, GenerationConfig, InputConfig, ModelConfig, StrategyConfig
 from astra.errors import ConfigError
 from astra.generation_faults import generation_faults, unsuited_strategies
-from astra.model_faults import model_faults
-from astra.presets import sizes_of
+from astra.model_faults import model_faults, size_faults
 from astra.strategy_config import AnyStrategy
+from astra.transport_config import DatagramConfig, ReliableConfig
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -41,7 +41,7 @@ _SECTIONS: dict[str | int, type[BaseModel]] = {
     "model": ModelConfig,
     "input": InputConfig,
     "generation": GenerationConfig,
-    **{kind.model_fields["name"].default: kind for kind in get_args(AnyStrategy)},
+    **{kind.model_fields["name"].default: kind for kind in (*get_args(AnyStrategy), ReliableConfig, DatagramConfig)},
 }
 
 
@@ -91,9 +91,12 @@ def _known_keys(location: faults.Path) -> list[str]:
 
 
 def _without_tags(location: faults.Path) -> faults.Path:
-    """Drop the union tag that pydantic puts behind `strategies[i]`."""
-    tagged = len(location) > 2 and location[0] == "strategies"
-    return location[:2] + location[3:] if tagged else location
+    """Drop the union tags that pydantic puts behind `strategies[i]`, and there behind `transport`."""
+    if len(location) > 2 and location[0] == "strategies":
+        location = location[:2] + location[3:]
+        if len(location) > 3 and location[2] == "transport":
+            location = location[:3] + location[4:]
+    return location
 
 
 _Checked = TypeVar("_Checked")
@@ -115,7 +118,7 @@ def _cross_faults(where: str, raw: dict[str, Any]) -> list[str]:
     found = _strategy_faults(where, strategies)
     if model is not None:
         found += model_faults(where, model)
-        if model.size in sizes_of(model.family):
+        if not size_faults(where, model):
             found += _width_faults(where, model, strategies)
     if images is not None:
         found += _input_faults(where, images, model)
