@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from astra import faults
 from astra.strategy_config import Section
 
-__all__ = ["BUILT_IN", "DataConfig", "DataName", "GlueName"]
+__all__ = ["BUILT_IN", "ClozeName", "DataConfig", "DataName", "GlueName", "ImageName", "LanguageName"]
 
 ImageName = Literal["digits", "cifar10", "cifar100", "imagenet", "images"]
 GlueName = Literal["sst2", "cola", "mrpc", "rte", "qnli", "qqp", "stsb", "mnli", "wnli"]
@@ -20,6 +20,8 @@ BUILT_IN = ("digits", "python-docs")
 _ONLY_LOCAL = ("images", "text", "cbt-style")
 """Sets of the user's own files, which no hub has by name."""
 _SUBSETS: dict[str, tuple[str, ...]] = {
+    "wikitext2": ("raw", "tokens"),
+    "wikitext103": ("raw", "tokens"),
     "mnli": ("matched", "mismatched"),
     "cbt": ("NE", "CN", "V", "P"),
     "cbt-style": ("NE", "CN", "V", "P"),
@@ -33,7 +35,8 @@ class DataConfig(Section):
     folder: str | None = Field(default=None, min_length=1)
     """The set's files in a published format; None for built-in sets, and to fetch the others by name."""
     subset: str | None = None
-    """mnli: matched (default) or mismatched; cbt and cbt-style: the kind of the missing word, NE, CN, V or P."""
+    """mnli: matched (default) or mismatched; cbt and cbt-style: the kind of the missing word, NE, CN, V or P; wikitext:
+    raw or tokens, which has <unk> for rare words (default: raw where it is there)."""
     tokenizer: str | None = Field(default=None, min_length=1)
     """For texts, where the model's checkpoint has none: a `tokenizer.json`, a BERT `vocab.txt`, or a folder with one of
     them or with GPT-2's `encoder.json` and `vocab.bpe`."""

@@ -5,10 +5,13 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-__all__ = ["Examples", "Split", "Task"]
+__all__ = ["NOT_COUNTED", "Examples", "Split", "Task"]
 
 Split = Literal["train", "validation", "test"]
 Task = Literal["classification", "regression", "language", "cloze"]
+
+NOT_COUNTED = -100
+"""Label of a token whose prediction does not count."""
 
 
 @dataclass(frozen=True)

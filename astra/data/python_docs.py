@@ -1,0 +1,42 @@
+"""Python's own documentation as text: strings of its standard library's sources, and its help topics.
+
+    modules and packages, in the order of their names --docstrings--> one passage each
+    pydoc's topics (the language reference)                        --> one passage each
+
+Of ten passages in turn, eight are train, the ninth validation, the tenth test. The text depends on the version of
+Python; it is on every machine that has one. Tests of the library and installed packages are left out.
+"""
+
+import ast
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from astra.data.labelled import Split
+
+__all__ = ["python_docs"]
+
+_TURNS: dict[Split, range] = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}
+_NUM_TURNS = 10
+_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "turtledemo", "lib2to3", "pydoc_data"}
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def python_docs(split: Split) -> Iterator[str]:
+    """Yield the passages of `split`, each with an empty line at its end."""
+    from pydoc_data.topics import topics  # 700 KB of text; only needed here
+
+    root = Path(sysconfig.get_paths()["stdlib"])
+    sources = sorted(path for path in root.rglob("*.py") if not _LEFT_OUT & set(path.relative_to(root).parts))
+    for number, source in enumerate(sources):
+        if number % _NUM_TURNS in _TURNS[split]:
+            yield _docstrings(source)
+    for number, name in enumerate(sorted(topics)):
+        if number % _NUM_TURNS in _TURNS[split]:
+            yield topics[name].strip() + "\n\n"
+
+
+def _docstrings(source: Path) -> str:
+    tree = ast.parse(source.read_bytes())
+    found = [ast.get_docstring(part) for part in ast.walk(tree) if isinstance(part, _DOCUMENTED)]
+    return "".join(f"{text.strip()}\n\n" for text in found if text and text.strip())
