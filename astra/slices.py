@@ -18,12 +18,17 @@ from astra.traffic import PlannedMessage
 from astra.transport import Tag
 from astra.wire import decode, encode, encoded_size
 
-__all__ = ["answer_rank", "bring_answer", "embed_slice", "plan_answer", "rows_per_rank"]
+__all__ = ["answer_rank", "bring_answer", "content_rows", "embed_slice", "plan_answer", "rows_per_rank"]
 
 
 def rows_per_rank(shape: ModelShape, ranges: Sequence[range]) -> list[int]:
     """Count each rank's tokens; rank 0 also has the class tokens."""
     return [len(tokens) + (shape.num_class_tokens if rank == 0 else 0) for rank, tokens in enumerate(ranges)]
+
+
+def content_rows(shape: ModelShape, x_BTD: Tensor, rank: int) -> Tensor:
+    """Return the rows of this rank's content tokens, on rank 0 without the class tokens before them."""
+    return x_BTD[:, shape.num_class_tokens :] if rank == 0 else x_BTD
 
 
 def answer_rank(shape: ModelShape, world_size: int) -> int:

@@ -48,6 +48,7 @@ class AstraStrategy:
         self._collectives = context.collectives
         self._timeline = context.timeline
         self._keep = context.keep
+        self._keep_output = context.keep_output
         self._ranges = context.ranges
         shape = context.model.shape
         width = config.quantised_width(shape.width, shape.kv_width)
@@ -94,6 +95,8 @@ class AstraStrategy:
                 context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
             with span("rest", layer):
                 x_BTD = block.finish(x_BTD, context_BTD)
+        if self._keep_output:
+            self._keep_output(own, x_BTD[:, model.shape.num_class_tokens :])
         answer_BD = self._bring_answer(request, x_BTD[:, model.shape.answer_token])
         if answer_BD is None:
             return None

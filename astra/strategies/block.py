@@ -28,7 +28,7 @@ from astra.collectives import PendingGather
 from astra.models import Block, ModelShape
 from astra.partition import split
 from astra.slices import rows_per_rank
-from astra.strategies.protocol import RankContext, Request
+from astra.strategies.protocol import KeepOutput, RankContext, Request
 from astra.strategy_config import BlockConfig
 from astra.traffic import PlannedMessage, all_to_all
 from astra.transport import Tag
@@ -44,6 +44,7 @@ class BlockStrategy:
         self._model = context.model
         self._collectives = context.collectives
         self._timeline = context.timeline
+        self._keep_output = context.keep_output
         self._config = config
         self._rank = context.collectives.rank
         shape = context.model.shape
@@ -68,6 +69,8 @@ class BlockStrategy:
                 x_BTW = self._run_coupled(Tag(request.index, layer, "columns"), x_BTW)
             else:
                 x_BTW = self._run_decoupled(layer, sub_blocks, x_BTW)
+        if self._keep_output:
+            self._report_output(request, x_BTW, self._keep_output)
         return self._answer(request, x_BTW[:, self._model.shape.answer_token])
 
     @staticmethod
@@ -164,6 +167,21 @@ class BlockStrategy:
                 for rank, (rows, width) in enumerate(zip(num_rows, widths, strict=True))
             ]
             return torch.cat(pieces, dim=dim)
+
+    def _report_output(self, request: Request, x_BTW: Tensor, keep_output: KeepOutput) -> None:
+        """Bring the columns of all rows to rank 0 and report them there."""
+        shape, (batch, num_rows, _) = self._model.shape, x_BTW.shape
+        payloads = self._collectives.gather(
+            Tag(request.index, shape.num_layers, "output"), encode(x_BTW.flatten(0, 1), "fp32")
+        )
+        if payloads is None:
+            return
+        others = [
+            decode(payload, "fp32", batch * num_rows, self._widths[peer]).view(batch, num_rows, -1)
+            for peer, payload in payloads.items()
+        ]
+        x_BTD = torch.cat([x_BTW, *others], dim=-1)
+        keep_output(range(shape.num_content_tokens), x_BTD[:, shape.num_class_tokens :])
 
     def _answer(self, request: Request, row_BW: Tensor) -> Tensor | None:
         """Bring the columns of the answer's row to rank 0 and read it."""

@@ -25,7 +25,7 @@ from astra.attention import attend, positions_of
 from astra.models import BlockShard, ModelShape
 from astra.partition import split
 from astra.ring import Ring, add_bias, plan_all_gather, plan_reduce_scatter
-from astra.slices import answer_rank, bring_answer, embed_slice, plan_answer, rows_per_rank
+from astra.slices import answer_rank, bring_answer, content_rows, embed_slice, plan_answer, rows_per_rank
 from astra.strategies.protocol import RankContext, Request
 from astra.strategy_config import GalaxyConfig
 from astra.traffic import PlannedMessage
@@ -45,6 +45,7 @@ class GalaxyStrategy:
         self._collectives = context.collectives
         self._timeline = context.timeline
         self._keep = context.keep
+        self._keep_output = context.keep_output
         self._rank = context.collectives.rank
         self._ring = Ring(context.collectives, context.timeline, config.wire)
         self._ranges = context.ranges
@@ -72,6 +73,8 @@ class GalaxyStrategy:
             m_BTD = self._run_mlp(Tag(request.index, layer, "mlp"), shard, h_BTD)
             with span("rest", layer):
                 x_BTD = block.after_mlp(a_BTD, add_bias(m_BTD, block.mlp_bias))
+        if self._keep_output:
+            self._keep_output(own, content_rows(model.shape, x_BTD, self._rank))
         return self._answer(request, x_BTD)
 
     @staticmethod

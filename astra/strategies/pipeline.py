@@ -39,6 +39,7 @@ class PipelineStrategy:
         self._collectives = context.collectives
         self._timeline = context.timeline
         self._keep = context.keep
+        self._keep_output = context.keep_output
         self._wire = config.wire
         self._rank = context.collectives.rank
         self._last = context.collectives.world_size - 1
@@ -110,6 +111,8 @@ class PipelineStrategy:
             with span("send", self._layers.stop - 1):
                 tag = Tag(request.index, self._layers.stop, "stage")
                 self._collectives.transport.send(self._rank + 1, tag, payload)
+        elif self._keep_output:
+            self._keep_output(range(model.shape.num_content_tokens), x_BTD[:, model.shape.num_class_tokens :])
         return x_BTD[:, model.shape.answer_token]
 
     def _receive(self, request: Request) -> Tensor:

@@ -26,7 +26,7 @@ from astra.collectives import PendingGather
 from astra.models import ModelShape
 from astra.partition import split
 from astra.segments import count_segments, cut_segments, log_counts, segment_means
-from astra.slices import answer_rank, bring_answer, embed_slice, plan_answer, rows_per_rank
+from astra.slices import answer_rank, bring_answer, content_rows, embed_slice, plan_answer, rows_per_rank
 from astra.strategies.protocol import RankContext, Request
 from astra.strategy_config import PrismConfig
 from astra.traffic import PlannedMessage, all_to_all
@@ -44,6 +44,7 @@ class PrismStrategy:
         self._collectives = context.collectives
         self._timeline = context.timeline
         self._keep = context.keep
+        self._keep_output = context.keep_output
         self._wire = config.wire
         self._rank = context.collectives.rank
         self._ranges = context.ranges
@@ -89,6 +90,8 @@ class PrismStrategy:
                 context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal, key_bias_S=bias_S)
             with span("rest", layer):
                 x_BTD = block.finish(x_BTD, context_BTD)
+        if self._keep_output:
+            self._keep_output(own, content_rows(model.shape, x_BTD, self._rank))
         return self._answer(request, x_BTD)
 
     @staticmethod

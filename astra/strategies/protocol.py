@@ -15,7 +15,7 @@ from astra.models import ModelAdapter, ModelShape
 from astra.timeline import Timeline
 from astra.traffic import PlannedMessage
 
-__all__ = ["Keep", "RankContext", "Request", "ServesMany", "Strategy"]
+__all__ = ["Keep", "KeepOutput", "RankContext", "Request", "ServesMany", "Strategy"]
 
 
 class Keep(Protocol):
@@ -23,6 +23,13 @@ class Keep(Protocol):
 
     def __call__(self, layer: int, k_BJSd: Tensor, v_BJSd: Tensor, key_bias_S: Tensor | None = None) -> None:
         """Take one layer's J heads of S keys and values, and what is added to the score of each key, if anything."""
+
+
+class KeepOutput(Protocol):
+    """Takes what came of content tokens; the tensor is only lent."""
+
+    def __call__(self, tokens: range, x_BTD: Tensor) -> None:
+        """Take the rows after the last layer, before `ModelAdapter.head`, of the content `tokens`."""
 
 
 def _keep_nothing(layer: int, k_BJSd: Tensor, v_BJSd: Tensor, key_bias_S: Tensor | None = None) -> None: ...
@@ -55,6 +62,9 @@ class RankContext:
     """What `astra fit` left for this config; only strategies that quantise read it."""
     keep: Keep = _keep_nothing
     """Called in every layer that this rank runs with the keys and values to generate from, once they are complete."""
+    keep_output: KeepOutput | None = None
+    """Called at the end of `forward`; over all ranks, each content token is given exactly once. Given on all ranks or
+    on none: a strategy may need traffic to have whole rows, which `plan` leaves out."""
 
 
 class Strategy(Protocol):

@@ -19,7 +19,7 @@ from astra.attention import attend, positions_of, prepend_remote
 from astra.config import SequenceConfig
 from astra.models import ModelShape
 from astra.partition import split
-from astra.slices import answer_rank, bring_answer, embed_slice, plan_answer, rows_per_rank
+from astra.slices import answer_rank, bring_answer, content_rows, embed_slice, plan_answer, rows_per_rank
 from astra.strategies.protocol import RankContext, Request
 from astra.traffic import PlannedMessage, all_to_all
 from astra.transport import Tag
@@ -37,6 +37,7 @@ class SequenceStrategy:
         self._collectives = context.collectives
         self._timeline = context.timeline
         self._keep = context.keep
+        self._keep_output = context.keep_output
         self._wire = config.wire
         self._own_tokens = ranges[context.collectives.rank]
         self._num_rows = rows_per_rank(shape, ranges)
@@ -72,6 +73,8 @@ class SequenceStrategy:
                 context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
             with span("rest", layer):
                 x_BTD = block.finish(x_BTD, context_BTD)
+        if self._keep_output:
+            self._keep_output(self._own_tokens, content_rows(model.shape, x_BTD, rank))
         return self._answer(request, x_BTD[:, model.shape.answer_token])
 
     @staticmethod

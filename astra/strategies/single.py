@@ -26,6 +26,7 @@ class SingleStrategy:
         self._rank = context.collectives.rank
         self._timeline = context.timeline
         self._keep = context.keep
+        self._keep_output = context.keep_output
 
     @torch.inference_mode()
     def forward(self, request: Request) -> Tensor | None:
@@ -44,6 +45,9 @@ class SingleStrategy:
                 context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
             with span("rest", layer):
                 x_BTD = block.finish(x_BTD, context_BTD)
+        if self._keep_output:
+            shape = model.shape
+            self._keep_output(range(shape.num_content_tokens), x_BTD[:, shape.num_class_tokens :])
         with span("head"):
             return model.head(x_BTD[:, model.shape.answer_token])
 

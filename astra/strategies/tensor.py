@@ -41,6 +41,7 @@ class TensorStrategy:
         self._rank = context.collectives.rank
         self._timeline = context.timeline
         self._keep = context.keep
+        self._keep_output = context.keep_output
         self._ring = Ring(context.collectives, context.timeline, config.wire)
         shape = context.model.shape
         heads = split(shape.num_heads, context.weights)[self._rank]
@@ -71,6 +72,9 @@ class TensorStrategy:
                 x_BTD = block.after_mlp(a_BTD, add_bias(m_BTD, block.mlp_bias))
         if self._rank != 0:
             return None
+        if self._keep_output:
+            shape = model.shape
+            self._keep_output(range(shape.num_content_tokens), x_BTD[:, shape.num_class_tokens :])
         with span("head"):
             return model.head(x_BTD[:, model.shape.answer_token])
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class World:
     logits: Tensor
     traffic: list[Traffic]
     timelines: list[Timeline]
+    outputs: list[tuple[range, Tensor]]
+    """What ranks reported of content tokens after the last layer, if they were asked to."""
 
 
 def lively(family: str) -> ModelAdapter:
@@ -72,16 +74,27 @@ def band_of(model: ModelAdapter, inputs: Tensor, tokens: range) -> tuple[Tensor,
 
 
 def serve(
-    model: ModelAdapter, config: Any, weights: Sequence[float], inputs: Tensor, codebooks: Path | None = None
+    model: ModelAdapter,
+    config: Any,
+    weights: Sequence[float],
+    inputs: Tensor,
+    codebooks: Path | None = None,
+    *,
+    outputs: bool = False,
 ) -> World:
     """Answer one request with one thread per rank, each given only the input rows that it needs."""
     strategy: type[Strategy] = STRATEGIES[config.name]
     ranges = strategy.partition(model.shape, weights)
     transports = connect(len(weights))
+    reported: list[tuple[range, Tensor]] = []
+
+    def keep_output(tokens: range, x_BTD: Tensor) -> None:
+        reported.append((tokens, x_BTD.clone()))
 
     def one_rank(rank: int) -> tuple[Tensor | None, Timeline]:
         collectives = Collectives(transports[rank], TIMEOUT_S)
         context = RankContext(model, collectives, ranges, tuple(weights), Timeline(rank), codebooks)
+        context = replace(context, keep_output=keep_output if outputs else None)
         return strategy(context, config).forward(Request(0, *band_of(model, inputs, ranges[rank]))), context.timeline
 
     with ThreadPoolExecutor(len(weights)) as pool:
@@ -92,7 +105,7 @@ def serve(
     logits, *others = [logits for logits, _ in answers]
     assert logits is not None
     assert others == [None] * (len(weights) - 1)
-    return World(logits, traffic, [timeline for _, timeline in answers])
+    return World(logits, traffic, [timeline for _, timeline in answers], reported)
 
 
 def relative_error(logits: Tensor, expected: Tensor) -> float:
