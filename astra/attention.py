@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
 
-__all__ = ["attend", "merge_heads", "positions_of", "prepend_remote", "split_heads"]
+__all__ = ["attend", "hide_absent", "merge_heads", "positions_of", "prepend_remote", "split_heads"]
 
 
 def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:
@@ -42,6 +42,18 @@ def positions_of(token_ranges: Iterable[range]) -> Tensor:
     return torch.cat(parts) if parts else torch.arange(0)
 
 
+def hide_absent(key_bias_S: Tensor, absent_R: Tensor | None) -> Tensor:
+    """Return the bias of keys [remote | own] that also leaves out the remote tokens that are absent, if any.
+
+    exp(-inf) is 0, so that softmax gives exactly what it would without these keys.
+    """
+    if absent_R is None:
+        return key_bias_S
+    hidden_S = key_bias_S.clone()
+    hidden_S[: len(absent_R)][absent_R] = -torch.inf
+    return hidden_S
+
+
 def attend(
     q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, *, causal: bool = False, key_bias_S: Tensor | None = None
 ) -> Tensor:
@@ -62,7 +74,7 @@ def attend(
     from_the_start = masked and num_queries == num_keys and key_bias_S is None
     bias_TS: Tensor | None = None
     if masked and not from_the_start:
-        bias_TS = _causal_bias(num_queries, num_keys)
+        bias_TS = _causal_bias(num_queries, num_keys, q_BHTd.device).to(q_BHTd.dtype)
     if key_bias_S is not None:
         bias_TS = key_bias_S[None].expand(num_queries, -1) if bias_TS is None else bias_TS + key_bias_S
     context_BHTd = F.scaled_dot_product_attention(
@@ -77,8 +89,8 @@ def attend(
 
 
 @lru_cache(maxsize=8)
-def _causal_bias(num_queries: int, num_keys: int) -> Tensor:
+def _causal_bias(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
     """Return [T, S]: 0 where a query may look, minus infinity where the key is later. 1 MB for 256 of 1,024."""
     with torch.inference_mode(False):
-        hidden = torch.full((num_queries, num_keys), -torch.inf)
+        hidden = torch.full((num_queries, num_keys), -torch.inf, device=device)
         return hidden.triu(num_keys - num_queries + 1)

@@ -26,6 +26,8 @@ class _Layer:
     k: Tensor
     v: Tensor
     length: int
+    bias_S: Tensor | None = None
+    """Added to the score of each row; 0 for tokens that are added."""
 
 
 class KeyValueCache:
@@ -35,13 +37,9 @@ class KeyValueCache:
         """Take how many tokens are to be added to a prompt at most."""
         self._new_tokens = new_tokens
         self._layers: dict[int, _Layer] = {}
-        self._bias_S: Tensor | None = None
 
     def keep(self, layer: int, k_BJSd: Tensor, v_BJSd: Tensor, key_bias_S: Tensor | None = None) -> None:
-        """Replace what the layer holds by a prompt's keys and values; they are copied.
-
-        `key_bias_S`, if any, must be the same for all layers; it is 0 for the tokens that are added later.
-        """
+        """Replace what the layer holds by a prompt's keys and values; they are copied."""
         length = k_BJSd.shape[2]
         held = self._layers.get(layer)
         if held is None or held.k.shape[2] != length + self._new_tokens or held.k.shape[:2] != k_BJSd.shape[:2]:
@@ -50,8 +48,9 @@ class KeyValueCache:
         held.k[:, :, :length] = k_BJSd
         held.v[:, :, :length] = v_BJSd
         held.length = length
+        held.bias_S = None
         if key_bias_S is not None:
-            self._bias_S = torch.cat((key_bias_S, key_bias_S.new_zeros(self._new_tokens)))
+            held.bias_S = torch.cat((key_bias_S, key_bias_S.new_zeros(self._new_tokens)))
 
     def extend(self, layer: int, k_BJ1d: Tensor, v_BJ1d: Tensor) -> None:
         """Add a token's keys and values to those of the layer."""
@@ -64,5 +63,5 @@ class KeyValueCache:
     def attend(self, layer: int, q_BH1d: Tensor) -> Part:
         """Let one token's query see everything that the layer holds."""
         held = self._layers[layer]
-        bias_S = None if self._bias_S is None else self._bias_S[: held.length]
+        bias_S = None if held.bias_S is None else held.bias_S[: held.length]
         return attend_part(q_BH1d, held.k[:, :, : held.length], held.v[:, :, : held.length], bias_S)

@@ -37,6 +37,7 @@ __all__ = [
     "KeyValueTable",
     "load_codebooks",
     "save_codebooks",
+    "translation",
 ]
 
 FORMAT_VERSION: Literal[1] = 1
@@ -83,6 +84,12 @@ class GroupedCodebook:
         """Return û_RD, the codewords of `codes_RG` side by side."""
         groups = [F.embedding(codes_RG[:, group], self.codewords_GKd[group]) for group in range(self.num_groups)]
         return torch.cat(groups, dim=1)
+
+
+def translation(before: GroupedCodebook, after: GroupedCodebook) -> Tensor:
+    """Return table_KG: for every code of `before` the code of the nearest codeword of `after`, group by group."""
+    codes_K1 = torch.arange(before.num_codewords)[:, None]
+    return after.encode(before.decode(codes_K1.expand(-1, before.num_groups)))
 
 
 class KeyValueProjection(Protocol):

@@ -7,8 +7,9 @@ Everything is sent straight from its owner to each peer; there is no relay.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from astra.transport import Tag, Transport
+from astra.transport.datagram import DatagramPort
 
-__all__ = ["Collectives", "PendingGather"]
+__all__ = ["Collectives", "PendingGather", "RowCount"]
 
 Payload = bytes | bytearray | memoryview
 
@@ -46,12 +47,28 @@ class PendingGather:
         return dict(sorted(self._received.items()))
 
 
+class RowCount:
+    """How many rows peers should have sent as datagrams so far, and how many of them were missing when needed."""
+
+    def __init__(self) -> None:
+        self.expected = 0
+        self.missing = 0
+
+    def add(self, expected: int, missing: int) -> None:
+        """Count the rows of a layer."""
+        self.expected += expected
+        self.missing += missing
+
+
 class Collectives:
     """The exchanges of one rank; every call must be made by all ranks concerned, with the same tag."""
 
-    def __init__(self, transport: Transport, timeout_s: float):
+    def __init__(self, transport: Transport, timeout_s: float, datagrams: DatagramPort | None = None):
         self.transport = transport
         self.timeout_s = timeout_s
+        self.datagrams = datagrams
+        """For rows that need not arrive; None where no strategy has any."""
+        self.rows = RowCount()
         self.rank = transport.rank
         self.world_size = transport.world_size
         self.peers = tuple(rank for rank in range(transport.world_size) if rank != transport.rank)
@@ -63,13 +80,13 @@ class Collectives:
 
     def start_exchange(self, tag: Tag, payload: Payload, *, to: Collection[int], of: Collection[int]) -> PendingGather:
         """Send the payload to the peers `to` and expect those of the peers `of`; do not wait."""
-        for peer in self._in_turn(to):
+        for peer in self.in_turn(to):
             self.transport.send(peer, tag, payload)
         return PendingGather(self.transport, tag, of, self.timeout_s)
 
     def start_all_to_all(self, tag: Tag, payloads: Mapping[int, Payload]) -> PendingGather:
         """Send each peer its own payload of `payloads` and expect one of every peer; do not wait."""
-        for peer in self._in_turn(self.peers):
+        for peer in self.in_turn(self.peers):
             self.transport.send(peer, tag, payloads[peer])
         return PendingGather(self.transport, tag, self.peers, self.timeout_s)
 
@@ -97,7 +114,7 @@ class Collectives:
         if self.rank != root:
             return self.transport.receive(root, tag, self.timeout_s)
         assert payload is not None, "the root must have something to broadcast"
-        for peer in self._in_turn(self.peers):
+        for peer in self.in_turn(self.peers):
             self.transport.send(peer, tag, payload)
         return memoryview(payload)
 
@@ -109,10 +126,10 @@ class Collectives:
             return self.transport.receive(root, tag, self.timeout_s)
         assert payloads is not None, "the root must have something to scatter"
         assert len(payloads) == self.world_size, "one payload for each rank"
-        for peer in self._in_turn(self.peers):
+        for peer in self.in_turn(self.peers):
             self.transport.send(peer, tag, payloads[peer])
         return memoryview(payloads[root])
 
-    def _in_turn(self, peers: Collection[int]) -> list[int]:
+    def in_turn(self, peers: Collection[int]) -> list[int]:
         """Begin with the next higher rank, so that not all ranks send to the same one first."""
         return sorted(peers, key=lambda peer: (peer - self.rank) % self.world_size)

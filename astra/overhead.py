@@ -1,8 +1,9 @@
 """From payload bytes to what a kernel counts on an Ethernet link, without loss. Pure.
 
     payload --framed_size--> TCP stream bytes --segments--> frames with headers, and acknowledgements the other way
+    payload of a datagram --> one frame with headers, and nothing the other way
 
-Assumptions, all of them plain TCP over IPv4 and Ethernet with an MTU of 1,500 bytes:
+Assumptions for the former, all of them plain TCP over IPv4 and Ethernet with an MTU of 1,500 bytes:
 
 * a segment carries at most 1,448 bytes (timestamps are on), and a message does not share segments with another;
 * a frame has 14 + 20 + 32 bytes of Ethernet, IP and TCP headers; no checksum trailer, as Linux counts none;
@@ -16,8 +17,9 @@ from collections.abc import Iterable
 
 from astra.traffic import PlannedMessage
 from astra.transport import framed_size
+from astra.transport.datagram_framing import DATAGRAM_HEADER_BYTES
 
-__all__ = ["FRAME_HEADER_BYTES", "SEGMENT_BYTES", "bytes_on_links"]
+__all__ = ["DATAGRAM_FRAME_HEADER_BYTES", "FRAME_HEADER_BYTES", "SEGMENT_BYTES", "bytes_on_links"]
 
 SEGMENT_BYTES = 1500 - 20 - 32
 """TCP payload of a full segment: MTU less IPv4 header, less TCP header with timestamps."""
@@ -25,16 +27,21 @@ SEGMENT_BYTES = 1500 - 20 - 32
 FRAME_HEADER_BYTES = 14 + 20 + 32
 """Ethernet, IPv4 and TCP headers of one frame."""
 
+DATAGRAM_FRAME_HEADER_BYTES = 14 + 20 + 8 + DATAGRAM_HEADER_BYTES
+"""Ethernet, IPv4, UDP and own headers of one datagram."""
+
 SEGMENTS_PER_ACKNOWLEDGEMENT = 2
 
 
 def bytes_on_links(messages: Iterable[PlannedMessage]) -> int:
     """Sum all frames that the messages cause, over all links and in both directions."""
-    return sum(message.count * _message_bytes(message.payload_bytes) for message in messages)
+    return sum(message.count * _message_bytes(message) for message in messages)
 
 
-def _message_bytes(payload_bytes: int) -> int:
-    stream_bytes = framed_size(payload_bytes)
+def _message_bytes(message: PlannedMessage) -> int:
+    if message.is_datagram:
+        return message.payload_bytes + DATAGRAM_FRAME_HEADER_BYTES
+    stream_bytes = framed_size(message.payload_bytes)
     segments = -(-stream_bytes // SEGMENT_BYTES)
     acknowledgements = -(-segments // SEGMENTS_PER_ACKNOWLEDGEMENT)
     return stream_bytes + (segments + acknowledgements) * FRAME_HEADER_BYTES

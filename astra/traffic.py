@@ -19,6 +19,8 @@ class PlannedMessage:
     payload_bytes: int
     """Bytes of one message, without framing."""
     count: int = 1
+    is_datagram: bool = False
+    """Sent by itself over UDP, and not in a stream over TCP."""
 
 
 def bytes_of(messages: Iterable[PlannedMessage]) -> int:

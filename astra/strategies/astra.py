@@ -22,17 +22,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from astra.attention import attend, merge_heads, positions_of, prepend_remote
-from astra.codebook import CodebookSpec, KeyValueCodewords, KeyValueTable, load_codebooks
+from astra.attention import attend, hide_absent, merge_heads, positions_of, prepend_remote
+from astra.codebook import CodebookSpec, GroupedCodebook, KeyValueCodewords, KeyValueTable, load_codebooks, translation
 from astra.config import AstraConfig
 from astra.errors import ConfigError
+from astra.exchange import open_exchange, plan_rows
 from astra.models import Block, ModelShape
 from astra.partition import split
+from astra.rows import CodeRows, Rows
 from astra.slices import answer_rank, bring_answer, plan_answer
 from astra.strategies.protocol import RankContext, Request
-from astra.traffic import PlannedMessage, all_to_all
+from astra.traffic import PlannedMessage
 from astra.transport import Tag
-from astra.wire import decode, encode, encoded_size, pack_codes, packed_size, unpack_codes
+from astra.transport_config import DatagramConfig, ReliableConfig
+from astra.wire import decode, encode, encoded_size
 
 __all__ = ["AstraStrategy"]
 
@@ -60,10 +63,19 @@ class AstraStrategy:
             else KeyValueCodewords(codebook, shape.num_kv_heads)
             for codebook, block in zip(self._codebooks, context.model.blocks, strict=True)
         ]
-        self._lookers = context.collectives.lookers(shape.causal)
-        self._looked_at = context.collectives.looked_at(shape.causal)
-        self._own_positions = positions_of([context.ranges[context.collectives.rank]])
-        self._remote_positions = positions_of(context.ranges[peer] for peer in self._looked_at)
+        self._exchange = open_exchange(
+            config.transport,
+            context.collectives,
+            CodeRows(_bits(config)),
+            [len(tokens) for tokens in context.ranges],
+            causal=shape.causal,
+            carry_over=self._translate,
+        )
+        self._translations = _translations(self._codebooks, config.transport)
+        own, looked_at = context.ranges[context.collectives.rank], context.collectives.looked_at(shape.causal)
+        self._own_positions = positions_of([own])
+        self._remote_positions = positions_of(context.ranges[peer] for peer in looked_at)
+        self._no_bias = torch.zeros(len(self._remote_positions) + shape.num_class_tokens + len(own))
 
     @torch.inference_mode()
     def forward(self, request: Request) -> Tensor | None:
@@ -77,22 +89,22 @@ class AstraStrategy:
             with span("encode", layer):
                 u_BTD = block.attention_input(x_BTD)
                 own_kv = block.key_value_unrotated(u_BTD) if self._config.site == "kv" else None
-                payload = self._encode(layer, u_BTD if own_kv is None else torch.cat([*map(merge_heads, own_kv)], -1))
+                codes_TV = self._encode(layer, u_BTD if own_kv is None else torch.cat([*map(merge_heads, own_kv)], -1))
             with span("send", layer):
-                tag = Tag(request.index, layer, "codes")
-                pending = self._collectives.start_exchange(tag, payload, to=self._lookers, of=self._looked_at)
+                pending = self._exchange.start(Tag(request.index, layer, "codes"), codes_TV)
             with span("rest", layer):  # while the codes are in flight
                 q_BHTd = block.query(u_BTD, self._own_positions)
                 k_BHTd, v_BHTd = own_kv or block.key_value_unrotated(u_BTD)
                 k_BHTd = block.rotate(k_BHTd, self._own_positions)
             with span("wait", layer):
-                payloads = pending.wait()
+                rows = pending.wait()
             with span("attention", layer):
-                if payloads:
-                    remote_k, remote_v = self._remote_key_value(layer, block, payloads, len(x_BTD))
+                bias_S = None if rows.absent_R is None else hide_absent(self._no_bias, rows.absent_R)
+                if len(rows.rows_RV):
+                    remote_k, remote_v = self._remote_key_value(layer, block, rows, len(x_BTD))
                     k_BHTd, v_BHTd = prepend_remote(remote_k, k_BHTd), prepend_remote(remote_v, v_BHTd)
-                self._keep(layer, k_BHTd, v_BHTd)
-                context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
+                self._keep(layer, k_BHTd, v_BHTd, bias_S)
+                context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal, key_bias_S=bias_S)
             with span("rest", layer):
                 x_BTD = block.finish(x_BTD, context_BTD)
         if self._keep_output:
@@ -113,32 +125,43 @@ class AstraStrategy:
         shape: ModelShape, config: AstraConfig, ranges: Sequence[range], weights: Sequence[float]
     ) -> list[PlannedMessage]:
         """Send each rank's codes to whoever looks at its tokens in every layer, then what the answer is made from."""
-        sizes = [packed_size(len(tokens) * config.num_groups, _bits(config)) for tokens in ranges]
-        codes = all_to_all(sizes, count=shape.num_layers, causal=shape.causal)
+        codes = plan_rows(
+            config.transport,
+            CodeRows(_bits(config)),
+            [len(tokens) for tokens in ranges],
+            config.num_groups,
+            rounds=shape.num_layers,
+            causal=shape.causal,
+        )
         if shape.causal:
             return codes + plan_answer(shape, answer_rank(shape, len(ranges)))
         class_bytes = encoded_size("fp32", shape.num_class_tokens, shape.width)
         return codes + [PlannedMessage(rank, 0, class_bytes) for rank in range(1, len(ranges))]
 
-    def _encode(self, layer: int, rows_BTE: Tensor) -> bytes:
-        """Quantise the content rows and pack their codes; the class copy stays here."""
-        if not self._lookers:
-            return b""
-        content_RE = rows_BTE[:, self._model.shape.num_class_tokens :].flatten(0, 1)
-        return pack_codes(self._codebooks[layer].encode(content_RE), _bits(self._config))
+    def _encode(self, layer: int, rows_BTE: Tensor) -> Tensor:
+        """Quantise the content rows, for those that look at them; the class copy stays here.
 
-    def _remote_key_value(
-        self, layer: int, block: Block, payloads: dict[int, memoryview], batch: int
-    ) -> tuple[Tensor, Tensor]:
+        Returns:
+            Codes [T, B · G]: all that is known of a token lies together, since it travels or is lost together.
+        """
+        batch, num_rows, _ = rows_BTE.shape
+        num_tokens = num_rows - self._model.shape.num_class_tokens
+        if not self._collectives.lookers(self._model.shape.causal):
+            return torch.empty(num_tokens, batch * self._config.num_groups, dtype=torch.int64)
+        content_RE = rows_BTE[:, self._model.shape.num_class_tokens :].flatten(0, 1)
+        codes_RG = self._codebooks[layer].encode(content_RE)
+        return codes_RG.view(batch, num_tokens, -1).transpose(0, 1).reshape(num_tokens, -1)
+
+    def _remote_key_value(self, layer: int, block: Block, rows: Rows, batch: int) -> tuple[Tensor, Tensor]:
         """Return k̂ and v̂ of the peers' tokens, in order of rank, with positions applied."""
-        num_groups = self._config.num_groups
-        codes = [
-            unpack_codes(payload, _bits(self._config), batch * len(self._ranges[peer]) * num_groups)
-            for peer, payload in payloads.items()
-        ]
-        codes_BRG = torch.cat([part.view(batch, -1, num_groups) for part in codes], dim=1)
+        codes_BRG = rows.rows_RV.view(-1, batch, self._config.num_groups).transpose(0, 1)
         k_BHRd, v_BHRd = self._tables[layer].remote_key_value(codes_BRG)
         return block.rotate(k_BHRd, self._remote_positions), v_BHRd
+
+    def _translate(self, layer: int, codes_RV: Tensor) -> Tensor:
+        """Return for codes of the layer before those of this layer, whose codebook is another one."""
+        codes_RG = codes_RV.view(-1, self._config.num_groups)
+        return self._translations[layer].gather(0, codes_RG).view_as(codes_RV)
 
     def _bring_answer(self, request: Request, row_BD: Tensor) -> Tensor | None:
         """Return on rank 0 the mean of the class copies, or the last token's row if causal; None elsewhere."""
@@ -158,3 +181,10 @@ class AstraStrategy:
 def _bits(config: AstraConfig) -> int:
     """Return the bits of one code."""
     return config.num_codewords.bit_length() - 1
+
+
+def _translations(codebooks: Sequence[GroupedCodebook], transport: ReliableConfig | DatagramConfig) -> list[Tensor]:
+    """Return for each layer how codes of the layer before read in its codebook, if there can be stale ones."""
+    if not isinstance(transport, DatagramConfig) or transport.on_missing != "stale":
+        return []
+    return [translation(before, after) for before, after in zip([codebooks[0], *codebooks], codebooks, strict=False)]

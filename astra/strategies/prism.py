@@ -21,17 +21,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from astra.attention import attend, positions_of, prepend_remote
-from astra.collectives import PendingGather
+from astra.attention import attend, hide_absent, positions_of, prepend_remote
+from astra.exchange import PendingRows, open_exchange, plan_rows
 from astra.models import ModelShape
 from astra.partition import split
+from astra.rows import Rows, ValueRows
 from astra.segments import count_segments, cut_segments, log_counts, segment_means
 from astra.slices import answer_rank, bring_answer, content_rows, embed_slice, plan_answer, rows_per_rank
 from astra.strategies.protocol import RankContext, Request
 from astra.strategy_config import PrismConfig
-from astra.traffic import PlannedMessage, all_to_all
+from astra.traffic import PlannedMessage
 from astra.transport import Tag
-from astra.wire import decode, encode, encoded_size
 
 __all__ = ["PrismStrategy"]
 
@@ -45,13 +45,19 @@ class PrismStrategy:
         self._timeline = context.timeline
         self._keep = context.keep
         self._keep_output = context.keep_output
-        self._wire = config.wire
         self._rank = context.collectives.rank
         self._ranges = context.ranges
         shape = context.model.shape
         self._segments = _segments_per_rank(shape, config, context.ranges)
-        self._lookers = context.collectives.lookers(shape.causal)
         self._looked_at = context.collectives.looked_at(shape.causal)
+        self._exchange = open_exchange(
+            config.transport,
+            context.collectives,
+            ValueRows(config.wire, shape.width),
+            [len(segments) for segments in self._segments],
+            causal=shape.causal,
+            carry_over=lambda _, means_RV: means_RV,  # x changes little from layer to layer
+        )
         own = context.ranges[self._rank]
         self._own_positions = positions_of([own])
         self._mean_positions = torch.tensor(
@@ -79,13 +85,14 @@ class PrismStrategy:
                 u_BTD = block.attention_input(x_BTD)
                 q_BHTd = block.query(u_BTD, self._own_positions)
                 k_BHTd, v_BHTd = block.key_value(u_BTD, self._own_positions)
+            bias_S = None
             if self._looked_at:
                 with span("wait", layer):
-                    payloads = pending.wait()
-                remote_k, remote_v = self._project_means(layer, payloads, len(x_BTD))
+                    rows = pending.wait()
+                remote_k, remote_v = self._project_means(layer, rows, len(x_BTD))
                 k_BHTd, v_BHTd = prepend_remote(remote_k, k_BHTd), prepend_remote(remote_v, v_BHTd)
+                bias_S = hide_absent(self._key_bias, rows.absent_R)
             with span("attention", layer):
-                bias_S = self._key_bias if self._looked_at else None
                 self._keep(layer, k_BHTd, v_BHTd, bias_S)
                 context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal, key_bias_S=bias_S)
             with span("rest", layer):
@@ -108,31 +115,30 @@ class PrismStrategy:
         Raises:
             ValueError: A slice has fewer tokens than it is to have segments.
         """
-        sizes = [
-            encoded_size(config.wire, len(segments), shape.width)
-            for segments in _segments_per_rank(shape, config, ranges)
-        ]
-        means = all_to_all(sizes, shape.num_layers, causal=shape.causal)
+        means = plan_rows(
+            config.transport,
+            ValueRows(config.wire, shape.width),
+            [len(segments) for segments in _segments_per_rank(shape, config, ranges)],
+            shape.width,
+            rounds=shape.num_layers,
+            causal=shape.causal,
+        )
         return means + plan_answer(shape, answer_rank(shape, len(ranges)))
 
-    def _send_means(self, tag: Tag, x_BTD: Tensor) -> PendingGather:
+    def _send_means(self, tag: Tag, x_BTD: Tensor) -> PendingRows:
         """Send this slice's means to all that may see them, and do not wait for theirs."""
         with self._timeline.span("encode", tag.layer):
-            means_RD = segment_means(x_BTD, self._segments[self._rank]).flatten(0, 1)
-            payload = encode(means_RD, self._wire) if self._lookers else b""
+            means_BSD = segment_means(x_BTD, self._segments[self._rank])
+            rows_SV = means_BSD.transpose(0, 1).flatten(1)  # all that is known of a segment travels or is lost together
         with self._timeline.span("send", tag.layer):
-            return self._collectives.start_exchange(tag, payload, to=self._lookers, of=self._looked_at)
+            return self._exchange.start(tag, rows_SV)
 
-    def _project_means(self, layer: int, payloads: dict[int, memoryview], batch: int) -> tuple[Tensor, Tensor]:
+    def _project_means(self, layer: int, rows: Rows, batch: int) -> tuple[Tensor, Tensor]:
         """Return k and v of the peers' means, in order of rank."""
-        block, width = self._model.blocks[layer], self._model.shape.width
-        with self._timeline.span("encode", layer):
-            slices = [
-                decode(payload, self._wire, batch * len(self._segments[peer]), width).view(batch, -1, width)
-                for peer, payload in payloads.items()
-            ]
+        block = self._model.blocks[layer]
         with self._timeline.span("rest", layer):
-            return block.key_value(block.attention_input(torch.cat(slices, dim=1)), self._mean_positions)
+            means_BRD = rows.rows_RV.view(-1, batch, self._model.shape.width).transpose(0, 1)
+            return block.key_value(block.attention_input(means_BRD), self._mean_positions)
 
     def _answer(self, request: Request, x_BTD: Tensor) -> Tensor | None:
         """Bring the answer's row to rank 0 and read it."""

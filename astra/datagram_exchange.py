@@ -1,0 +1,155 @@
+"""Rows as datagrams: sent once or several times, waited for until a deadline, and then done without.
+
+    rows ──cut_rows──► parts ──copies, peers in turn──► network ──Assembly──► rows that came, and which did not
+                                                                └── offsets ──► Patience: how long to wait next time
+
+With `on_missing: stale`, rows that are missing are taken from the layer before, as `CarryOver` says; absent are then
+those that never came in this request. Every rank goes on when its own waiting is over, so a peer may be a layer ahead.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from astra.collectives import Collectives
+from astra.parts import Assembly, cut_rows, parity_of
+from astra.patience import Patience
+from astra.rows import CarryOver, RowCodec, Rows, Ways
+from astra.transport import Tag
+from astra.transport.datagram_framing import Label
+from astra.transport_config import DatagramConfig
+
+__all__ = ["DatagramExchange"]
+
+
+@dataclass
+class _Memory:
+    """The last rows of each peer that came in this request."""
+
+    request: int = -1
+    rows_RV: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    known_R: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+
+
+class DatagramExchange:
+    """Rows as datagrams; what does not come in time is absent."""
+
+    def __init__(
+        self,
+        config: DatagramConfig,
+        collectives: Collectives,
+        codec: RowCodec,
+        ways: Ways,
+        carry_over: CarryOver,
+    ):
+        assert collectives.datagrams is not None, "see open_exchange"
+        self._config = config
+        self._collectives = collectives
+        self._port = collectives.datagrams
+        self._codec = codec
+        self._ways = ways
+        self._carry_over = carry_over
+        self._patience = Patience(config)
+        self._memory = _Memory()
+        self._left_s: dict[tuple[int, int], float] = {}
+
+    def start(self, tag: Tag, rows_RV: Tensor) -> "_PendingDatagrams":
+        """Send the parts of all peers in turn, and then as often again as there are copies."""
+        self._port.begin(tag.request, tag.layer)
+        self._note_late()
+        if self._ways.to:
+            labelled = self._labelled(tag, rows_RV)
+            for _ in range(self._config.copies):
+                for label, piece in labelled:
+                    for peer in self._collectives.in_turn(self._ways.to):
+                        self._port.send(peer, label, piece)
+        if tag.layer == 0:
+            self._left_s.clear()
+        self._left_s[tag.request, tag.layer] = time.monotonic()
+        return _PendingDatagrams(self, tag, rows_RV.shape[1])
+
+    def receive(self, tag: Tag, values: int) -> Rows:
+        """Wait for the layer's datagrams until all rows are there or patience ends; account for what is missing."""
+        counts = {peer: self._ways.counts[peer] for peer in self._ways.of}
+        assemblies = {peer: Assembly(count, lambda n: self._codec.size(n, values)) for peer, count in counts.items()}
+        self._gather(tag, assemblies)
+        rows_RV = torch.zeros(sum(counts.values()), values, dtype=self._codec.dtype)
+        missing_R = torch.ones(len(rows_RV), dtype=torch.bool)
+        first = 0
+        for peer, assembly in assemblies.items():
+            for rows, payload in assembly.chunks():
+                where = slice(first + rows.start, first + rows.stop)
+                rows_RV[where] = self._codec.decode(payload, len(rows), values)
+                missing_R[where] = False
+            first += counts[peer]
+        self._collectives.rows.add(len(rows_RV), int(missing_R.sum()))
+        if self._config.on_missing == "stale":
+            missing_R = self._fill(tag, rows_RV, missing_R)
+        return Rows(rows_RV, missing_R if bool(missing_R.any()) else None)
+
+    def _labelled(self, tag: Tag, rows_RV: Tensor) -> list[tuple[Label, bytes]]:
+        """Return the datagrams of this rank's rows, the parity last."""
+        total, values = rows_RV.shape
+        parts = cut_rows(total, lambda n: self._codec.size(n, values))
+        pieces = []
+        for part in parts:
+            payload = self._codec.encode(rows_RV[part.first : part.first + part.rows])
+            pieces.append(payload[part.offset : part.offset + part.num_bytes])
+        where = (tag.request, tag.layer)
+        labelled = [
+            (Label(*where, number, len(parts), part.first, part.rows, total), piece)
+            for number, (part, piece) in enumerate(zip(parts, pieces, strict=True))
+        ]
+        if self._config.parity and pieces:
+            labelled.append((Label(*where, len(parts), len(parts), 0, total, total), parity_of(pieces)))
+        return labelled
+
+    def _gather(self, tag: Tag, assemblies: dict[int, Assembly]) -> None:
+        """Collect datagrams until every message is complete or has been waited for long enough."""
+        left_s = self._left_s[tag.request, tag.layer]
+        while True:
+            waited_for = [peer for peer, assembly in assemblies.items() if not assembly.is_complete]
+            limits_s = [self._patience.limit_s(peer, tag.layer) for peer in waited_for]
+            rest_s = max(limits_s, default=0.0) - (time.monotonic() - left_s)
+            arrived = self._port.collect(rest_s if waited_for else 0.0)
+            for datagram in arrived:
+                assembly = assemblies.get(datagram.sender)
+                if assembly is None or not assembly.add(datagram.label, datagram.piece, datagram.arrived_s):
+                    self._port.reject(datagram)
+            if not arrived and (not waited_for or rest_s <= 0):
+                break
+        for peer, assembly in assemblies.items():
+            if assembly.arrived_s is not None:
+                self._patience.note(peer, tag.layer, assembly.arrived_s - left_s)
+
+    def _note_late(self) -> None:
+        """Let patience know of what came after it had ended, so that it grows where peers are slower than they were."""
+        while self._port.late:
+            late = self._port.late.popleft()
+            left_s = self._left_s.get((late.label.request, late.label.layer))
+            if left_s is not None:
+                self._patience.note(late.sender, late.label.layer, late.arrived_s - left_s)
+
+    def _fill(self, tag: Tag, rows_RV: Tensor, missing_R: Tensor) -> Tensor:
+        """Put rows of the layer before where some are missing; return which are still absent."""
+        memory = self._memory
+        if memory.request == tag.request:
+            stale_R = missing_R & memory.known_R
+            if bool(stale_R.any()):
+                rows_RV[stale_R] = self._carry_over(tag.layer, memory.rows_RV[stale_R])
+            missing_R = missing_R & ~stale_R
+        self._memory = _Memory(tag.request, rows_RV, ~missing_R)
+        return missing_R
+
+
+@dataclass(frozen=True)
+class _PendingDatagrams:
+    exchange: DatagramExchange
+    tag: Tag
+    values: int
+
+    def wait(self) -> Rows:
+        """Wait until all rows are there or patience ends."""
+        return self.exchange.receive(self.tag, self.values)

@@ -1,0 +1,107 @@
+"""Rows of tokens between ranks, layer by layer: what a strategy sends, apart from how it travels.
+
+    own rows ──start──► peers that look at them         reliable: one message; all rows arrive
+    peers' rows ◄──wait── by order of rank              datagram: parts with a deadline; some rows may be absent
+
+A strategy says what a row is (`rows.RowCodec`), and gets its peers' rows with a note of which are absent; attention
+leaves those out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from astra.collectives import Collectives, PendingGather
+from astra.datagram_exchange import DatagramExchange
+from astra.parts import cut_rows
+from astra.rows import CarryOver, RowCodec, Rows, Ways
+from astra.traffic import PlannedMessage, all_to_all
+from astra.transport import Tag
+from astra.transport_config import DatagramConfig, ReliableConfig
+
+__all__ = ["PendingRows", "RowExchange", "open_exchange", "plan_rows"]
+
+
+class PendingRows(Protocol):
+    """Peers' rows on their way; do the local part of the work before asking for them."""
+
+    def wait(self) -> Rows:
+        """Wait until all rows are there, or until waiting is over."""
+
+
+class RowExchange(Protocol):
+    """One strategy's rows on one rank."""
+
+    def start(self, tag: Tag, rows_RV: Tensor) -> PendingRows:
+        """Send this rank's rows of a layer to all that look at them, and do not wait for theirs."""
+
+
+def open_exchange(
+    config: ReliableConfig | DatagramConfig,
+    collectives: Collectives,
+    codec: RowCodec,
+    counts: Sequence[int],
+    *,
+    causal: bool,
+    carry_over: CarryOver,
+) -> RowExchange:
+    """Make the exchange that `config` asks for; `counts` are the rows of every rank."""
+    ways = Ways(counts, collectives.lookers(causal), collectives.looked_at(causal))
+    if isinstance(config, ReliableConfig):
+        return _ReliableExchange(collectives, codec, ways)
+    assert collectives.datagrams is not None, "whoever connects opens a port if a strategy uses datagrams"
+    return DatagramExchange(config, collectives, codec, ways, carry_over)
+
+
+def plan_rows(
+    config: ReliableConfig | DatagramConfig,
+    codec: RowCodec,
+    counts: Sequence[int],
+    values: int,
+    *,
+    rounds: int,
+    causal: bool,
+) -> list[PlannedMessage]:
+    """Return the messages of `rounds` layers in which ranks send `counts` rows of `values` values. Pure."""
+    if isinstance(config, ReliableConfig):
+        return all_to_all([codec.size(count, values) for count in counts], count=rounds, causal=causal)
+    planned = []
+    for message in all_to_all(list(counts), count=rounds * config.copies, causal=causal):
+        sizes = [part.num_bytes for part in cut_rows(counts[message.source], lambda n: codec.size(n, values))]
+        sizes += [max(sizes)] if config.parity and sizes else []
+        planned += [
+            PlannedMessage(message.source, message.destination, size, message.count, is_datagram=True) for size in sizes
+        ]
+    return planned
+
+
+class _ReliableExchange:
+    """Rows as messages of a transport on which everything arrives."""
+
+    def __init__(self, collectives: Collectives, codec: RowCodec, ways: Ways):
+        self._collectives = collectives
+        self._codec = codec
+        self._ways = ways
+
+    def start(self, tag: Tag, rows_RV: Tensor) -> PendingRows:
+        """Send one message a peer."""
+        payload = self._codec.encode(rows_RV) if self._ways.to else b""
+        pending = self._collectives.start_exchange(tag, payload, to=self._ways.to, of=self._ways.of)
+        return _PendingMessages(pending, self._codec, self._ways, rows_RV.shape[1])
+
+
+@dataclass(frozen=True)
+class _PendingMessages:
+    pending: PendingGather
+    codec: RowCodec
+    ways: Ways
+    values: int
+
+    def wait(self) -> Rows:
+        """Wait for all peers."""
+        payloads = self.pending.wait()
+        parts = [self.codec.decode(payloads[peer], self.ways.counts[peer], self.values) for peer in self.ways.of]
+        return Rows(torch.cat(parts) if parts else torch.empty(0, self.values, dtype=self.codec.dtype), None)

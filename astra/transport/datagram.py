@@ -1,0 +1,233 @@
+"""Datagrams between ranks, beside a reliable transport: one UDP socket a rank, nothing acknowledged or sent again.
+
+    send ──► UDP ──► the peer's socket buffer ──drain──► by (request, layer) ──collect──► the caller
+                                                 ├─ of a layer that is over: late, counted and kept aside
+                                                 ├─ of another run, epoch or address: foreign, counted
+                                                 └─ unreadable: malformed, counted
+
+There is no thread: packets wait in the kernel's buffer until the rank asks, and the kernel notes when each one came,
+so that measuring arrivals costs the computing thread nothing. `open_port` tells ranks one another's ports over the
+reliable transport. Like that, it hides and authenticates nothing.
+"""
+
+import logging
+import secrets
+import select
+import socket
+import struct
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import msgpack
+
+from astra.errors import TransportError
+from astra.transport import Tag, Transport
+from astra.transport.datagram_framing import (
+    DATAGRAM_HEADER_BYTES,
+    PIECE_BYTES,
+    Datagram,
+    Label,
+    decode_datagram,
+    encode_header,
+)
+
+__all__ = ["Address", "DatagramPort", "DatagramTraffic", "open_port"]
+
+_LOGGER = logging.getLogger(__name__)
+
+RECEIVE_BUFFER_BYTES = 4 << 20
+"""Asked of the kernel, which counts up to 2.3 KB for a packet and doubles what it grants: 3,500 packets. It may grant
+less (`net.core.rmem_max`); what then finds the buffer full is counted as overflowed."""
+
+KEPT_DATAGRAMS = 4096
+"""Most datagrams of layers to come that are kept; whatever comes beyond that is dropped as foreign."""
+
+_SO_TIMESTAMPNS = 35
+_SO_RXQ_OVFL = 40
+_TIMESPEC = struct.Struct("@ll")
+_COUNT = struct.Struct("@I")
+_ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size) + socket.CMSG_SPACE(_COUNT.size)
+_NS_PER_S = 1e9
+_CALL, _ANSWER = Tag(0, 0, "port"), Tag(0, 0, "ports")
+
+Address = tuple[str, int]
+"""IPv4 address and port."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatagramTraffic:
+    """What one rank has sent and received so far; differences give a request's share."""
+
+    payload_bytes_sent: int
+    """Without headers, copies and parity included."""
+    sent: int
+    refused: int
+    """Not sent, since the kernel had no way to the peer: as good as lost."""
+    received: int
+    """Of this run, copies and late ones included."""
+    late: int
+    """Of a layer that was over when they were read."""
+    foreign: int
+    """Of another run or epoch, from an address that is not the sender's, or too far ahead."""
+    malformed: int
+    overflowed: int
+    """Dropped by the kernel because this rank's buffer was full."""
+
+
+class DatagramPort:
+    """One rank's socket; made by `open_port`. Belongs to one thread."""
+
+    def __init__(self, rank: int, token: int, peers: dict[int, Address], own: socket.socket):
+        self.rank = rank
+        self.epoch = 0
+        """Goes into every datagram; those of another one are foreign. Whoever restarts the ranks counts it up."""
+        self.late: deque[Datagram] = deque(maxlen=KEPT_DATAGRAMS)
+        """Those of layers that were over, for whoever wants to know how late they were; takes what it reads."""
+        self._token = token
+        self._peers = peers
+        self._socket = own
+        self._poller = select.poll()
+        self._poller.register(own, select.POLLIN)
+        self._now_at = (0, 0)
+        self._waiting: dict[tuple[int, int], list[Datagram]] = {}
+        self._kept = 0
+        self._counts = dict.fromkeys(DatagramTraffic.__slots__, 0)
+
+    @property
+    def traffic(self) -> DatagramTraffic:
+        """The counters as they stand now."""
+        return DatagramTraffic(**self._counts)
+
+    def begin(self, request: int, layer: int) -> None:
+        """Note that whatever belongs to an earlier layer or request is late from now on."""
+        self._drain()
+        self._now_at = (request, layer)
+        for key in [key for key in self._waiting if key < self._now_at]:
+            over = self._waiting.pop(key)
+            self._kept -= len(over)
+            self._counts["late"] += len(over)
+            self.late.extend(over)
+
+    def send(self, peer: int, label: Label, piece: bytes) -> None:
+        """Send one datagram to a peer; it may arrive or not.
+
+        Raises:
+            TransportError: The label does not fit the header.
+        """
+        packet = encode_header(self._token, self.epoch, self.rank, label) + piece
+        try:
+            self._socket.sendto(packet, self._peers[peer])
+        except OSError as error:
+            self._note("refused", f"could not send to rank {peer} ({error})")
+        else:
+            self._counts["sent"] += 1
+            self._counts["payload_bytes_sent"] += len(piece)
+
+    def collect(self, timeout_s: float) -> list[Datagram]:
+        """Hand out what has come for the layer that was begun; wait up to `timeout_s` seconds if there is nothing."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            self._drain()
+            found = self._waiting.pop(self._now_at, [])
+            remaining_s = deadline_s - time.monotonic()
+            if found or remaining_s <= 0:
+                self._kept -= len(found)
+                return found
+            self._poller.poll(remaining_s * 1000)
+
+    def reject(self, datagram: Datagram) -> None:
+        """Count one that was handed out but does not fit what its sender should have sent."""
+        self._note("malformed", f"{datagram.label} of rank {datagram.sender} does not fit its message")
+
+    def close(self) -> None:
+        """Let go of the socket; may be called again."""
+        self._socket.close()
+
+    def _drain(self) -> None:
+        """Read whatever the kernel holds, without waiting."""
+        while True:
+            try:
+                packet, ancillary, flags, address = self._socket.recvmsg(
+                    DATAGRAM_HEADER_BYTES + PIECE_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_DONTWAIT
+                )
+            except BlockingIOError:
+                return
+            datagram = None if flags & socket.MSG_TRUNC else decode_datagram(packet, self._arrival_s(ancillary))
+            if datagram is None:
+                self._note("malformed", f"{len(packet)} bytes from {address} are no datagram")
+            else:
+                self._offer(datagram, address)
+
+    def _arrival_s(self, ancillary: list[tuple[int, int, bytes]]) -> float:
+        """Return when the kernel had the packet; count what it says it dropped."""
+        age_s = 0.0
+        for _, kind, data in ancillary:
+            if kind == _SO_TIMESTAMPNS:
+                seconds, nanoseconds = _TIMESPEC.unpack(data)
+                age_s = max(0.0, time.time() - seconds - nanoseconds / _NS_PER_S)
+            elif kind == _SO_RXQ_OVFL:
+                (self._counts["overflowed"],) = _COUNT.unpack(data)
+        return time.monotonic() - age_s
+
+    def _offer(self, datagram: Datagram, address: Address) -> None:
+        key = (datagram.label.request, datagram.label.layer)
+        ours = (datagram.token, datagram.epoch) == (self._token, self.epoch)
+        if not ours or self._peers.get(datagram.sender) != address or self._kept >= KEPT_DATAGRAMS:
+            self._note("foreign", f"{address} sent a datagram as rank {datagram.sender} that is not of this run")
+            return
+        self._counts["received"] += 1
+        if key < self._now_at:
+            self._counts["late"] += 1
+            self.late.append(datagram)
+        else:
+            self._kept += 1
+            self._waiting.setdefault(key, []).append(datagram)
+
+    def _note(self, counter: str, what: str) -> None:
+        if self._counts[counter] == 0:
+            _LOGGER.warning("rank %d: %s; more are counted as %s but not logged", self.rank, what, counter)
+        self._counts[counter] += 1
+
+
+def open_port(transport: Transport, address: str, timeout_s: float) -> DatagramPort:
+    """Open a port at this rank's data address and learn those of all others over the reliable transport.
+
+    Every rank must call this. The kernel chooses the port.
+
+    Raises:
+        PeerTimeoutError: A rank did not say where it is.
+        TransportError: The address is not this machine's.
+    """
+    own = _bind(transport.rank, address)
+    try:
+        here = [*own.getsockname()]
+        if transport.rank == 0:
+            ranks = range(1, transport.world_size)
+            places = [here, *(msgpack.unpackb(transport.receive(rank, _CALL, timeout_s)) for rank in ranks)]
+            token = secrets.randbits(32)
+            for rank in ranks:
+                transport.send(rank, _ANSWER, msgpack.packb([token, places]))
+        else:
+            transport.send(0, _CALL, msgpack.packb(here))
+            token, places = msgpack.unpackb(transport.receive(0, _ANSWER, timeout_s))
+    except BaseException:
+        own.close()
+        raise
+    peers = {rank: (str(host), int(port)) for rank, (host, port) in enumerate(places) if rank != transport.rank}
+    return DatagramPort(transport.rank, token, peers, own)
+
+
+def _bind(rank: int, address: str) -> socket.socket:
+    own = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+    own.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    own.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
+    try:
+        own.bind((address, 0))
+    except OSError as error:
+        own.close()
+        raise TransportError(
+            f"rank {rank}: data address must be one of this machine's, got {address!r} ({error}); see MASTER_ADDR"
+        ) from error
+    return own
