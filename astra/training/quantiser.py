@@ -13,6 +13,7 @@ Source: van den Oord et al., arXiv 1711.00937, section 3 and appendix A.1; noise
 and that a revived codeword starts with the average count.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
 import numpy as np
@@ -77,7 +78,7 @@ class LayerQuantiser(nn.Module):
             generator: Decides revivals and noise; training needs it. One of another device only seeds one of u's.
         """
         width = u_BTE.shape[-1]
-        with torch.autocast(u_BTE.device.type, enabled=False):
+        with _fp32_on(u_BTE.device.type):
             u_RE = u_BTE.reshape(-1, width).float()
             rows_RE = u_RE.detach()
             codes_RG = nearest_codes(rows_RE, self.codewords_GKd)
@@ -169,6 +170,12 @@ def _nearest_on_cpu(u_GRd: Tensor, codewords_GdK: Tensor, minus_half_norms_GK: T
             torch.addmm(minus_half_norms_GK[group], part_Rd, codewords_GdK[group], out=filled_RK)
             codes_RG[start : start + at_once, group] = filled_RK.numpy().argmax(axis=1)
     return torch.from_numpy(codes_RG)
+
+
+def _fp32_on(device_type: str) -> AbstractContextManager[object]:
+    """Turn autocast off, where a device has it: codes of bf16 scores would not be those of a real run."""
+    available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
 def _local(generator: torch.Generator, device: torch.device) -> torch.Generator:
