@@ -3,6 +3,7 @@
     astra bench      be one rank of a benchmark; rank and peers come from the environment
     astra generate   be one rank that continues texts, in the same way
     astra fit        fit the codebooks that a benchmark needs, once
+    astra train      train a model, or fine-tune it and its codebooks for a method
 
 Exit codes: 0 success, 1 the run failed, 2 bad input. torch and transformers take seconds to import, so the commands
 import what needs them themselves, and `--check` goes without.
@@ -122,6 +123,31 @@ def fit(config: _ConfigOption = None) -> None:
             ensure_fitted(wanted, follow)
         cached = len(needed) - len(fitted)
         _say(f"fit: {len(fitted)} fitted, {cached} found in the cache, {time.monotonic() - begin_s:.1f} s")
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file that says what to train; see recipes/.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the checkpoint and the log.")],
+    data: Annotated[str | None, typer.Option("--data", metavar="DIR", help="Where the data set lies.")] = None,
+    start: Annotated[str | None, typer.Option("--start", metavar="DIR", help="Checkpoint to begin with.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed training stopped.")] = False,
+    torch_device: Annotated[str, typer.Option("--torch-device", help="cpu, or cuda.")] = "cpu",
+    state_minutes: Annotated[
+        float, typer.Option("--state-minutes", min=0.0, help="Minutes between two states to resume from.")
+    ] = 5.0,
+) -> None:
+    """Train a model; with a method, train its control too and report both."""
+    with _failures_reported():
+        from astra.training import display, loop
+        from astra.training.recipe import load_recipe
+
+        wanted = load_recipe(recipe, data=data, start=start)
+        settings = loop.Settings(torch_device, resume, 60 * state_minutes)
+        with display.progress(_say) as reporter:
+            summaries = loop.finetune(wanted, out, settings, reporter)
+        for name, summary in summaries.items():
+            _say(f"{name}: {summary.metric} {summary.value:.4g} on the validation set after {summary.kept_step} steps")
 
 
 def _load(path: Path | None, command: Command) -> tuple[Path, BenchConfig]:

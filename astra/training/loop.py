@@ -1,0 +1,314 @@
+"""One training from start to end: steps, looks at the validation set, states to go on from, and the checkpoint.
+
+    recipe ──► examples, Trainee ──► for each step: batch ─► rows ─► loss ─► AdamW        log.csv, loss.png
+                                     every so often: metric on the validation set         state.safetensors
+                                     at the end: config.json, model.safetensors, codebooks.safetensors, astra.json
+
+A training that is killed and resumed ends with the same weights as one that was not (on the same machine): order,
+augmentation, assignment and noise all follow from the seed and the step. `finetune` trains a method and its control.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from astra.codebook import save_codebooks
+from astra.data import Examples, load_examples, to_input
+from astra.errors import AstraError, ConfigError
+from astra.models import build_model, save_checkpoint
+from astra.training.augment import Batches
+from astra.training.log import TrainingLog
+from astra.training.objectives import Judgement, loss_of, metric_of, reads_every_row
+from astra.training.recipe import AstraMethod, Recipe
+from astra.training.state import STATE_FILE, Progress, read_state, restore, write_state
+from astra.training.summary import Summary, read_summary, write_summary
+from astra.training.trainee import Trainee, fitted_quantisers
+
+__all__ = ["CONTROL_FOLDER", "Report", "Settings", "finetune", "train"]
+
+CONTROL_FOLDER = "control"
+CALIBRATION_VECTORS_PER_CODEWORD = 10
+EVALUATION_BATCH = 100
+LOG_EVERY = 20
+MOMENTUM = (0.9, 0.999)
+
+Report = Callable[[int, int, float, Judgement | None], None]
+"""Called with steps done, steps in all, the last loss, and the last look at the validation set."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What does not change the result."""
+
+    torch_device: str = "cpu"
+    resume: bool = False
+    state_every_s: float = 300.0
+    """Seconds between two states that a killed training goes on from."""
+
+
+def finetune(recipe: Recipe, out: Path, settings: Settings, report: Callable[[str], Report]) -> dict[str, Summary]:
+    """Train the control, if there is a method, and then the recipe; `report` makes the reporter of a named training.
+
+    A control that is already there and belongs to this recipe is kept.
+    """
+    summaries = {}
+    if recipe.method is not None:
+        folder = out / CONTROL_FOLDER
+        summary = read_summary(folder)
+        if summary is None or summary.recipe_digest != digest_of(recipe.control):
+            again = replace(settings, resume=settings.resume and (folder / STATE_FILE).exists())
+            summary = train(recipe.control, folder, again, report("control"))
+        summaries["control"] = summary
+        begun = (out / STATE_FILE).exists() or read_summary(out) is not None
+        settings = replace(settings, resume=settings.resume and begun)
+    name = "model" if recipe.method is None else recipe.method.name
+    summaries[name] = train(recipe, out, settings, report(name))
+    return summaries
+
+
+def train(recipe: Recipe, out: Path, settings: Settings, report: Report) -> Summary:
+    """Carry out one training in the folder `out`; the state of an unfinished one is there too.
+
+    Raises:
+        ConfigError: The recipe does not fit its data, `out` holds something else, or there is nothing to resume.
+        AstraError: The loss is no longer a number.
+    """
+    if settings.resume and not (out / STATE_FILE).exists():
+        done = read_summary(out)
+        if done is not None and done.recipe_digest == digest_of(recipe):
+            return done
+    _check_torch_device(settings.torch_device)
+    found = read_state(out) if settings.resume else None
+    if found is None:
+        _make_folder(out)
+    elif found[0].recipe_digest != digest_of(recipe):
+        raise ConfigError([f"{out}: recipe must be the one that was begun, got another; train without --resume"])
+    training = _Training(recipe, out, settings)
+    if found is not None:
+        training.restore(*found)
+    return training.run(report)
+
+
+def digest_of(recipe: Recipe) -> str:
+    """Return a digest of all that decides the result, but for the place of the data."""
+    plain = recipe.model_dump_json(exclude={"data": {"folder"}})
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+class _Training:
+    """Everything that one training holds."""
+
+    def __init__(self, recipe: Recipe, out: Path, settings: Settings):
+        self._recipe, self._out, self._settings = recipe, out, settings
+        self._device = torch.device(settings.torch_device)
+        course = recipe.train
+        self._training_set = _load(recipe, "train", course.train_limit)
+        self._validation_set = _load(recipe, "validation", course.validation_limit)
+        self._batches = Batches(self._training_set, course.batch_size, course.seed, course.augment)
+        self._trainee = self._make_trainee()
+        self._optimiser = AdamW(_decayed(self._trainee.model, course.weight_decay), lr=0.0, betas=MOMENTUM, fused=True)
+        self._progress = Progress(digest_of(recipe))
+        self._log = TrainingLog(out)
+        self._original: Judgement | None = None
+
+    def restore(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
+        """Go back to a state."""
+        restore(tensors, self._parts, self._optimiser)
+        self._progress = progress
+        self._log.cut_after(progress.step)
+
+    def run(self, report: Report) -> Summary:
+        """Take all steps that are left, and write the checkpoint."""
+        course, saved_s, begin_s = self._recipe.train, time.monotonic(), time.monotonic()
+        look = None
+        for step in range(self._progress.step, course.steps):
+            loss, commitment = self._step(step)
+            self._progress = replace(self._progress, step=step + 1)
+            if (step + 1) % course.evaluate_every == 0 or step + 1 == course.steps:
+                look = self._look()
+                self._log.look(step + 1, look.metric, look.value)
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == course.steps:
+                self._log.step(step + 1, loss, commitment, self._rate(step), time.monotonic() - begin_s)
+                report(step + 1, course.steps, loss, look)
+            if self._is_stuck:
+                break
+            if time.monotonic() - saved_s > self._settings.state_every_s:
+                write_state(self._out, self._progress, self._parts, self._optimiser)
+                saved_s = time.monotonic()
+        return self._finish()
+
+    def _step(self, step: int) -> tuple[float, float]:
+        """Take one step; return loss and commitment."""
+        course, method = self._recipe.train, self._recipe.method
+        inputs, labels = self._batches.at(step)
+        generator = torch.Generator().manual_seed(_seed_of(course.seed, step))
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._rate(step)
+        self._trainee.train(True)
+        with self._autocast():
+            adapter = self._trainee.adapter()
+            rows = self._trainee.rows(adapter, self._put(inputs), every=self._every, generator=generator)
+            given = torch.from_numpy(labels).to(self._device)
+            loss = loss_of(self._training_set, adapter.head, rows.x, given, course.label_smoothing)
+            beta = method.beta if isinstance(method, AstraMethod) else 0.0
+            total = loss + beta * rows.commitment
+        total.backward()  # type: ignore[no-untyped-call]  # torch 2.13 has no annotation there
+        nn.utils.clip_grad_norm_(self._trainee.model.parameters(), course.gradient_clip)
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        value = float(total.detach())
+        if not math.isfinite(value):
+            raise AstraError(f"train: loss must stay finite, got {value} in step {step}; lower train.learning_rate")
+        return value, float(rows.commitment.detach())
+
+    @torch.no_grad()
+    def judge(self) -> Judgement:
+        """Look at the validation set, with tokens dealt evenly and without noise."""
+        self._trainee.train(False)
+        adapter, generator = self._trainee.adapter(), torch.Generator()
+        batches = []
+        size = EVALUATION_BATCH if not self._every else self._recipe.train.batch_size
+        for begin in range(0, len(self._validation_set.inputs), size):
+            part = slice(begin, begin + size)
+            inputs = self._put(self._validation_set.inputs[part])
+            with self._autocast():
+                x = self._trainee.rows(adapter, inputs, every=self._every, generator=generator).x
+            batches.append((x.float(), torch.from_numpy(self._validation_set.labels[part]).to(self._device)))
+        return metric_of(self._validation_set, adapter.head, batches)
+
+    def _look(self) -> Judgement:
+        """Judge, and keep the weights if they are the best so far and best ones are wanted."""
+        look, earlier = self.judge(), self._progress
+        best = None if earlier.best is None else Judgement(look.metric, earlier.best)
+        if look.beats(best):
+            self._progress = replace(earlier, best=look.value, best_step=earlier.step, looks_without_gain=0)
+            if self._recipe.train.patience is not None:
+                self._save()
+        else:
+            self._progress = replace(earlier, looks_without_gain=earlier.looks_without_gain + 1)
+        return look
+
+    @property
+    def _is_stuck(self) -> bool:
+        patience = self._recipe.train.patience
+        return patience is not None and self._progress.looks_without_gain >= patience
+
+    def _finish(self) -> Summary:
+        progress, patience = self._progress, self._recipe.train.patience
+        look = self._log.last_look if patience is None else self._log.look_at(progress.best_step)
+        if patience is None:
+            self._save()
+        summary = Summary(
+            recipe_digest=progress.recipe_digest,
+            method="none" if self._recipe.method is None else self._recipe.method.name,
+            metric=look[0],
+            value=look[1],
+            steps=progress.step,
+            kept_step=progress.step if patience is None else progress.best_step,
+        )
+        self._log.plot()
+        write_summary(self._out, summary, self._recipe)
+        (self._out / STATE_FILE).unlink(missing_ok=True)
+        return summary
+
+    def _save(self) -> None:
+        """Write the checkpoint."""
+        save_checkpoint(self._out, self._trainee.model)
+        method = self._recipe.method
+        if isinstance(method, AstraMethod):
+            trained_on: dict[str, str | int] = {"step": self._progress.step, "recipe": self._progress.recipe_digest}
+            save_codebooks(self._out, self._trainee.codebooks(), {**trained_on, "site": method.site})
+
+    def _make_trainee(self) -> Trainee:
+        method, course = self._recipe.method, self._recipe.train
+        model, num_tokens = build_model(self._recipe.model), self._recipe.model.num_tokens
+        model.to(self._device)  # type: ignore[arg-type]  # the library's stub takes no torch.device
+        plain = Trainee(model, num_tokens, None)
+        if not isinstance(method, AstraMethod):
+            return Trainee(model, num_tokens, method)
+        adapter = plain.adapter()
+        wanted = CALIBRATION_VECTORS_PER_CODEWORD * method.num_codewords
+        count = min(len(self._training_set.inputs), math.ceil(wanted / adapter.shape.num_content_tokens))
+        inputs = self._put(self._training_set.inputs[:count])
+        quantisers = fitted_quantisers(adapter, inputs, method, course.seed)
+        return Trainee(model, num_tokens, method, [quantiser.to(self._device) for quantiser in quantisers])
+
+    @property
+    def _parts(self) -> dict[str, nn.Module]:
+        return {"model": self._trainee.model, "quantisers": self._trainee.quantisers}
+
+    @property
+    def _every(self) -> bool:
+        return reads_every_row(self._training_set)
+
+    def _put(self, inputs: Any) -> Tensor:
+        return to_input(inputs).to(self._device)
+
+    def _rate(self, step: int) -> float:
+        """Return the learning rate: up in a line, down in a cosine."""
+        course = self._recipe.train
+        if step < course.warmup_steps:
+            return course.learning_rate * (step + 1) / course.warmup_steps
+        share = (step - course.warmup_steps) / (course.steps - course.warmup_steps)
+        return course.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        """Compute in bf16 on CUDA; on CPUs that gained nothing (4 % of a step of ViT mini)."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+            yield
+
+
+def _load(recipe: Recipe, split: Any, limit: int | None) -> Examples:
+    examples = load_examples(recipe.data, recipe.model, split, limit=limit)
+    count, size = len(examples.inputs), recipe.train.batch_size
+    if split == "train" and count < size:
+        raise ConfigError(
+            [f"recipe: train.batch_size must be at most the {count} training examples, got {size}; make it smaller"]
+        )
+    return examples
+
+
+def _check_torch_device(name: str) -> None:
+    known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if name not in known:
+        rule = f"one of {', '.join(known)} on this machine"
+        raise ConfigError(
+            [f"train: --torch-device must be {rule}, got {name!r}; choose it, or repair the GPU's driver"]
+        )
+
+
+def _make_folder(out: Path) -> None:
+    """Make an empty folder, or take one that holds an earlier training."""
+    known = {"config.json", "model.safetensors", "summary.json", STATE_FILE, "log.csv"}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in out.iterdir()} - {CONTROL_FOLDER}
+    except OSError as error:
+        raise ConfigError([f"--out: folder must be writable, got {str(out)!r} ({error}); name another"]) from error
+    if names and not names & known:
+        raise ConfigError([f"--out: folder must be empty or of an earlier training, got {str(out)!r}; name another"])
+    for name in known & names:
+        (out / name).unlink()
+
+
+def _decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Group the parameters: matrices decay, vectors do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+    vectors = [parameter for parameter in parameters if parameter.dim() <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _seed_of(seed: int, step: int) -> int:
+    """Mix seed and step into a seed for the step."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{step}".encode()).digest()[:6])

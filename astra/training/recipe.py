@@ -1,0 +1,188 @@
+"""What `astra train` is asked to do: a YAML file as a frozen and strict pydantic model.
+
+    recipe.yaml --load_recipe--> Recipe, or ConfigError with every fault
+
+    model: {family: vit, size: mini, image_size: 32, num_labels: 100}    # with `checkpoint`, training starts from that
+    data: {name: cifar100, folder: …}
+    train: {steps: 4000, batch_size: 128, learning_rate: 0.001}
+    method: {name: astra, num_groups: 1}                                 # left out: the plain model
+
+Checks fields against one another; reads no data and no weights.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from astra import faults
+from astra.config import ModelConfig
+from astra.data_config import DataConfig
+from astra.errors import ConfigError
+from astra.model_faults import model_faults, planning_faults
+from astra.strategy_config import PrismConfig, Section
+from astra.training.quantiser_config import QuantiserConfig
+
+__all__ = [
+    "AstraMethod",
+    "AugmentConfig",
+    "Method",
+    "PrismMethod",
+    "Recipe",
+    "TrainConfig",
+    "load_recipe",
+    "parse_recipe",
+    "read_yaml",
+]
+
+
+class AugmentConfig(Section):
+    """How training images are varied; texts are not."""
+
+    pad: int = Field(default=0, ge=0)
+    """Pixels by which an image is moved at most, in each direction."""
+    flip: bool = False
+    """Mirror every other image, left to right."""
+
+
+class TrainConfig(Section):
+    """The course of a training, which a control shares."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    learning_rate: float = Field(gt=0)
+    """Peak of a cosine that rises over `warmup_steps` and ends at zero."""
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    """Of matrices; biases and norms have none."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    augment: AugmentConfig = AugmentConfig()
+    evaluate_every: int = Field(default=500, ge=1)
+    """Steps between two looks at the validation set; there is one more at the end."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many looks without a better metric, and keep the best weights; None keeps the last."""
+    train_limit: int | None = Field(default=None, ge=1)
+    validation_limit: int | None = Field(default=None, ge=1)
+    """Examples to use at most; None for all."""
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Decides order, augmentation, assignment of tokens to devices, and noise."""
+
+
+class AstraMethod(QuantiserConfig):
+    """Train codebooks, and the model with them, for ASTRA."""
+
+    name: Literal["astra"] = "astra"
+    num_devices: int = Field(default=4, ge=2)
+    """Devices that the tokens are dealt to, anew in every step."""
+
+
+class PrismMethod(PrismConfig):
+    """Train the model with segment means."""
+
+    num_devices: int = Field(default=4, ge=2)
+
+
+Method = Annotated[AstraMethod | PrismMethod, Field(discriminator="name")]
+
+
+def _as_named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Recipe(Section):
+    """One training, and with a method the control that goes with it."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    method: Annotated[Method | None, BeforeValidator(_as_named)] = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.train.warmup_steps >= self.train.steps:
+            raise faults.rule_error("a recipe whose warmup_steps are fewer than its steps", "shorten the warm-up")
+        return self
+
+    @property
+    def control(self) -> "Recipe":
+        """The same training without the method."""
+        return self.model_copy(update={"method": None})
+
+
+_SECTIONS: dict[str | int, type[BaseModel]] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "augment": AugmentConfig,
+    "astra": AstraMethod,
+    "prism": PrismMethod,
+}
+
+
+def load_recipe(path: Path, *, data: str | None = None, start: str | None = None) -> Recipe:
+    """Read and check a recipe; `data` replaces its data.folder and `start` its model.checkpoint.
+
+    Raises:
+        ConfigError: With every fault found.
+    """
+    tree = read_yaml(path)
+    for section, key, given in (("data", "folder", data), ("model", "checkpoint", start)):
+        if given is not None and isinstance(tree.get(section), dict):
+            tree[section][key] = given
+    return parse_recipe(tree, where=path.name)
+
+
+def parse_recipe(tree: dict[str, Any], *, where: str) -> Recipe:
+    """Check a recipe's tree; `where` begins every message. Raises ConfigError with every fault found."""
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(faults.render(where, error, known_keys=_known_keys, plain=_without_tags)) from error
+    found = model_faults(where, recipe.model) or planning_faults(where, recipe.model) or _width_faults(where, recipe)
+    if found:
+        raise ConfigError(found)
+    return recipe
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a file that holds one mapping, by YAML 1.2 (in which JSON is YAML too).
+
+    Raises:
+        ConfigError: The file cannot be read or is no mapping.
+    """
+    try:
+        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: the file must be readable text, got {error}; check the path"]) from error
+    except (MarkedYAMLError, YAMLError) as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError([f"{path}: the file must be YAML, got {problem}; correct it there"]) from error
+    if not isinstance(tree, dict):
+        raise ConfigError([f"{path}: the file must be a mapping of keys to values, got {tree!r}; see recipes/"])
+    return tree
+
+
+def _width_faults(where: str, recipe: Recipe) -> list[str]:
+    method, preset = recipe.method, recipe.model.preset
+    if not isinstance(method, AstraMethod):
+        return []
+    width = preset.width if method.site == "input" else 2 * preset.kv_width
+    if width % method.num_groups == 0:
+        return []
+    divisors = [number for number in range(1, width + 1) if width % number == 0]
+    nearest = min(divisors, key=lambda number: abs(number - method.num_groups))
+    rule = f"a divisor of the quantised width {width}"
+    return [faults.fault(where, ("method", "num_groups"), rule, method.num_groups, f"the nearest is {nearest}")]
+
+
+def _known_keys(location: faults.Path) -> list[str]:
+    section = _SECTIONS[location[-1]] if location else Recipe
+    return list(section.model_fields)
+
+
+def _without_tags(location: faults.Path) -> faults.Path:
+    """Drop the union tag that pydantic puts behind `method`."""
+    return (location[0], *location[2:]) if len(location) > 1 and location[0] == "method" else location
