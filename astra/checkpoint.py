@@ -4,7 +4,8 @@ import hashlib
 from pathlib import Path
 
 from astra.errors import ConfigError
-from astra.model_faults import CHECKPOINT_FILES, is_hub_name
+from astra.model_faults import CHECKPOINT_FILES
+from astra.stored_model import is_hub_name
 
 __all__ = ["TOKENIZER_FILE", "checkpoint_digest", "checkpoint_folder"]
 

@@ -93,7 +93,7 @@ def cache_folder(model: ModelConfig, astra: AstraConfig, given: InputConfig) -> 
     """
     fingerprint = json.dumps(_fingerprint(model, astra, given), sort_keys=True)
     digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
-    return cache_root() / "codebooks" / f"{model.family}-{model.size}-G{astra.num_groups}-{digest}"
+    return cache_root() / "codebooks" / f"{model.family}-{model.size or 'checkpoint'}-G{astra.num_groups}-{digest}"
 
 
 def num_calibration_inputs(model: ModelConfig, astra: AstraConfig) -> int:

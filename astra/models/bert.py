@@ -6,7 +6,6 @@ Segment ids are all 0, and no token is padding. Post-norm: the attention input o
 Source: Devlin et al., BERT, arXiv 1810.04805. Attribute names are those of transformers 5.23.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +13,9 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 from astra.config import ModelConfig
-from astra.models import ModelShape
 from astra.models.adapter import TextAdapter
 from astra.models.block import Affine, Projections, TransformerBlock
-from astra.models.weights import label_faults, length_faults, read_checkpoint, seeded
+from astra.models.weights import read_checkpoint, seeded
 
 __all__ = ["CLASS_ID", "BertAdapter", "build_bert"]
 
@@ -29,46 +27,26 @@ class BertAdapter(TextAdapter):
     """A BERT classifier as embedding, blocks and head."""
 
     def __init__(self, model: BertForSequenceClassification, num_tokens: int | None = None):
-        config: Any = model.config
-        self.huggingface: Any = model
         self._embeddings: Any = model.bert.embeddings
-        shape = ModelShape(
-            family="bert",
-            num_layers=config.num_hidden_layers,
-            width=config.hidden_size,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_attention_heads,
-            head_width=config.hidden_size // config.num_attention_heads,
-            mlp_width=config.intermediate_size,
-            num_content_tokens=num_tokens or config.max_position_embeddings - 1,
-            num_class_tokens=1,
-            num_outputs=config.num_labels,
-            causal=False,
-            vocabulary=config.vocab_size,
+        body: Any = model.bert
+        blocks = [_block(layer) for layer in body.encoder.layer]
+        num_content_tokens = num_tokens or model.config.max_position_embeddings - 1
+        super().__init__(
+            model, num_content_tokens, blocks, lambda x: model.classifier(body.pooler.activation(body.pooler.dense(x)))
         )
-        super().__init__(shape, [_block(layer) for layer in model.bert.encoder.layer])
 
-    def embed_content(self, inputs: Tensor, tokens: range, first_row: int = 0) -> Tensor:
-        """Embed the ids of `tokens`; `inputs` [B, rows] begins at token `first_row`. Positions are one higher."""
-        return self._embed(inputs[:, tokens.start - first_row : tokens.stop - first_row], 1 + tokens.start)
-
-    def embed_class(self, batch: int) -> Tensor:
-        """Return the embedding of [CLS] at position 0, [B, 1, D]."""
-        return self._embed(torch.full((batch, 1), CLASS_ID, device=self._embeddings.word_embeddings.weight.device), 0)
-
-    def head(self, x: Tensor) -> Tensor:
-        """Apply pooler and classifier."""
-        pooler: Any = self.huggingface.bert.pooler
-        logits: Tensor = self.huggingface.classifier(pooler.activation(pooler.dense(x)))
-        return logits
-
-    def _embed(self, ids_BT: Tensor, first_position: int) -> Tensor:
+    def embed_ids(self, ids_BT: Tensor, first_position: int) -> Tensor:
+        """Add words, positions and segment 0, and norm them."""
         parts = self._embeddings
         positions_TD = parts.position_embeddings.weight[first_position : first_position + ids_BT.shape[1]]
         x_BTD: Tensor = parts.LayerNorm(
             parts.word_embeddings(ids_BT) + parts.token_type_embeddings.weight[0] + positions_TD
         )
         return x_BTD
+
+    def embed_class(self, batch: int) -> Tensor:
+        """Return the embedding of [CLS] at position 0, [B, 1, D]."""
+        return self.embed_ids(torch.full((batch, 1), CLASS_ID, device=self.huggingface.device), 0)
 
 
 def build_bert(config: ModelConfig) -> BertForSequenceClassification:
@@ -77,14 +55,8 @@ def build_bert(config: ModelConfig) -> BertForSequenceClassification:
     Raises:
         ConfigError: The checkpoint is missing, damaged, not a BERT, or does not fit `config`.
     """
-
-    def faults(folder: Path, found: Any) -> list[str]:
-        lengths = length_faults(config, folder, found.max_position_embeddings)
-        return lengths + label_faults(config, folder, found)
-
     if config.checkpoint:
-        checkpoint: BertForSequenceClassification = read_checkpoint(BertForSequenceClassification, config, faults)
-        return checkpoint
+        return read_checkpoint(BertForSequenceClassification, config)
     model = seeded(lambda: BertForSequenceClassification(_config(config)), config.seed)
     _fill_buffers(model)
     return model
@@ -115,17 +87,13 @@ def _block(layer: Any) -> TransformerBlock:
     """Say which matrix of an encoder layer is which."""
     attention = layer.attention.self
     projections = Projections(
-        query_map=_affine(attention.query),
-        key_map=_affine(attention.key),
-        value_map=_affine(attention.value),
-        output_map=_affine(layer.attention.output.dense),
-        up_map=_affine(layer.intermediate.dense),
-        down_map=_affine(layer.output.dense),
+        query_map=Affine.of(attention.query),
+        key_map=Affine.of(attention.key),
+        value_map=Affine.of(attention.value),
+        output_map=Affine.of(layer.attention.output.dense),
+        up_map=Affine.of(layer.intermediate.dense),
+        down_map=Affine.of(layer.output.dense),
         activation=layer.intermediate.intermediate_act_fn,
         head_width=attention.attention_head_size,
     )
     return TransformerBlock(projections, layer.attention.output.LayerNorm, layer.output.LayerNorm, post_norm=True)
-
-
-def _affine(linear: Any) -> Affine:
-    return Affine(linear.weight, linear.bias)

@@ -7,17 +7,15 @@ Source: Radford et al., Language Models are Unsupervised Multitask Learners, 201
 transformers 5.23.
 """
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from astra.config import ModelConfig
-from astra.models import ModelShape
 from astra.models.adapter import TextAdapter
 from astra.models.block import Affine, Projections, TransformerBlock
-from astra.models.weights import length_faults, read_checkpoint, seeded
+from astra.models.weights import read_checkpoint, seeded
 
 __all__ = ["GPT2Adapter", "build_gpt2"]
 
@@ -26,35 +24,16 @@ class GPT2Adapter(TextAdapter):
     """GPT-2 as embedding, blocks and head."""
 
     def __init__(self, model: GPT2LMHeadModel, num_tokens: int | None = None):
-        config: Any = model.config
-        self.huggingface = model
         self._embeddings: Any = model.transformer
-        shape = ModelShape(
-            family="gpt2",
-            num_layers=config.n_layer,
-            width=config.n_embd,
-            num_heads=config.n_head,
-            num_kv_heads=config.n_head,
-            head_width=config.n_embd // config.n_head,
-            mlp_width=config.n_inner or 4 * config.n_embd,
-            num_content_tokens=num_tokens or config.n_positions,
-            num_class_tokens=0,
-            num_outputs=config.vocab_size,
-            causal=True,
-            vocabulary=config.vocab_size,
-        )
-        super().__init__(shape, [_block(layer) for layer in model.transformer.h])
+        blocks = [_block(layer) for layer in model.transformer.h]
+        num_content_tokens = num_tokens or model.config.n_positions
+        super().__init__(model, num_content_tokens, blocks, lambda x: model.lm_head(model.transformer.ln_f(x)))
 
-    def embed_content(self, inputs: Tensor, tokens: range, first_row: int = 0) -> Tensor:
-        """Embed the ids of `tokens`; `inputs` [B, rows] begins at token `first_row`."""
-        own_BT = inputs[:, tokens.start - first_row : tokens.stop - first_row]
-        x_BTD: Tensor = self._embeddings.wte(own_BT) + self._embeddings.wpe.weight[tokens.start : tokens.stop]
+    def embed_ids(self, ids_BT: Tensor, first_position: int) -> Tensor:
+        """Add words and positions."""
+        positions_TD = self._embeddings.wpe.weight[first_position : first_position + ids_BT.shape[1]]
+        x_BTD: Tensor = self._embeddings.wte(ids_BT) + positions_TD
         return x_BTD
-
-    def head(self, x: Tensor) -> Tensor:
-        """Apply the final norm and score every token of the vocabulary."""
-        logits: Tensor = self.huggingface.lm_head(self._embeddings.ln_f(x))
-        return logits
 
 
 def build_gpt2(config: ModelConfig) -> GPT2LMHeadModel:
@@ -64,10 +43,7 @@ def build_gpt2(config: ModelConfig) -> GPT2LMHeadModel:
         ConfigError: The checkpoint is missing, damaged, not a GPT-2, or does not fit `config`.
     """
     if config.checkpoint:
-        checkpoint: GPT2LMHeadModel = read_checkpoint(
-            GPT2LMHeadModel, config, lambda folder, found: _faults(config, folder, found)
-        )
-        return checkpoint
+        return read_checkpoint(GPT2LMHeadModel, config)
     return seeded(lambda: GPT2LMHeadModel(_config(config)), config.seed)
 
 
@@ -83,19 +59,6 @@ def _config(config: ModelConfig) -> GPT2Config:
         bos_token_id=preset.vocabulary - 1,
         eos_token_id=preset.vocabulary - 1,
     )
-
-
-def _faults(config: ModelConfig, folder: Path, found: Any) -> list[str]:
-    """Refuse what the adapter would compute otherwise than the library."""
-    faults = length_faults(config, folder, found.n_positions)
-    unusual = {
-        "scale_attn_weights": (found.scale_attn_weights, True),
-        "scale_attn_by_inverse_layer_idx": (found.scale_attn_by_inverse_layer_idx, False),
-    }
-    for field, (value, wanted) in unusual.items():
-        if value != wanted:
-            faults.append(f"{folder}/config.json: {field} must be {wanted}, got {value}; use a plain GPT-2")
-    return faults
 
 
 def _block(layer: Any) -> TransformerBlock:

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from astra.config import ModelConfig
-from astra.models import ModelShape
 from astra.models.adapter import TransformerAdapter
 from astra.models.block import Affine, Projections, TransformerBlock
-from astra.models.weights import label_faults, read_checkpoint, seeded
+from astra.models.weights import read_checkpoint, seeded
 from astra.partition import band
 
 __all__ = ["ViTAdapter", "build_vit"]
@@ -29,24 +28,11 @@ class ViTAdapter(TransformerAdapter):
 
     def __init__(self, model: ViTForImageClassification):
         config: Any = model.config
-        self.huggingface = model
         self._embeddings: Any = model.vit.embeddings
         self._patch: int = config.patch_size
         self._num_columns: int = config.image_size // config.patch_size
-        shape = ModelShape(
-            family="vit",
-            num_layers=config.num_hidden_layers,
-            width=config.hidden_size,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_attention_heads,
-            head_width=config.hidden_size // config.num_attention_heads,
-            mlp_width=config.intermediate_size,
-            num_content_tokens=self._num_columns**2,
-            num_class_tokens=1,
-            num_outputs=config.num_labels,
-            causal=False,
-        )
-        super().__init__(shape, [_block(layer) for layer in model.vit.layers])
+        blocks = [_block(layer) for layer in model.vit.layers]
+        super().__init__(model, self._num_columns**2, blocks, lambda x: model.classifier(model.vit.layernorm(x)))
 
     def input_rows(self, tokens: range) -> range:
         """Return the pixel rows of the patches that `tokens` are made from."""
@@ -74,11 +60,6 @@ class ViTAdapter(TransformerAdapter):
         class_11D: Tensor = self._embeddings.cls_token + self._embeddings.position_embeddings[:, :1]
         return class_11D.expand(batch, -1, -1)
 
-    def head(self, x: Tensor) -> Tensor:
-        """Apply the final norm and the classifier."""
-        logits: Tensor = self.huggingface.classifier(self.huggingface.vit.layernorm(x))
-        return logits
-
     def _patches(self, pixels_BCYX: Tensor) -> Tensor:
         """Cut whole patch rows into [B, patches, 3 · patch · patch], in the order of the convolution's weight."""
         batch, channels, height, width = pixels_BCYX.shape
@@ -91,20 +72,16 @@ def _block(layer: Any) -> TransformerBlock:
     """Say which matrix of an encoder layer is which."""
     attention, mlp = layer.attention, layer.mlp
     projections = Projections(
-        query_map=_affine(attention.q_proj),
-        key_map=_affine(attention.k_proj),
-        value_map=_affine(attention.v_proj),
-        output_map=_affine(attention.o_proj),
-        up_map=_affine(mlp.fc1),
-        down_map=_affine(mlp.fc2),
+        query_map=Affine.of(attention.q_proj),
+        key_map=Affine.of(attention.k_proj),
+        value_map=Affine.of(attention.v_proj),
+        output_map=Affine.of(attention.o_proj),
+        up_map=Affine.of(mlp.fc1),
+        down_map=Affine.of(mlp.fc2),
         activation=mlp.activation_fn,
         head_width=attention.head_dim,
     )
     return TransformerBlock(projections, layer.layernorm_before, layer.layernorm_after)
-
-
-def _affine(linear: Any) -> Affine:
-    return Affine(linear.weight, linear.bias)
 
 
 def build_vit(config: ModelConfig) -> ViTForImageClassification:
@@ -115,9 +92,7 @@ def build_vit(config: ModelConfig) -> ViTForImageClassification:
     """
     if not config.checkpoint:
         return seeded(lambda: ViTForImageClassification(_config(config)), config.seed)
-    model: ViTForImageClassification = read_checkpoint(
-        ViTForImageClassification, config, lambda folder, found: label_faults(config, folder, found)
-    )
+    model = read_checkpoint(ViTForImageClassification, config)
     _resize_positions(model, config.side)
     return model
 

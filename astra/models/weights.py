@@ -6,7 +6,6 @@ Refuses whatever does not fit, naming every fault; fills nothing in and skips no
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +18,7 @@ from astra.config import ModelConfig
 from astra.errors import ConfigError
 from astra.model_faults import missing_files, model_faults
 
-__all__ = ["label_faults", "length_faults", "read_checkpoint", "seeded"]
+__all__ = ["read_checkpoint", "seeded"]
 
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 
@@ -50,12 +49,8 @@ def seeded(make: Callable[[], _Model], seed: int) -> _Model:
     return model
 
 
-def read_checkpoint(
-    make: Any, config: ModelConfig, further_faults: Callable[[Path, Any], list[str]] = lambda folder, found: []
-) -> Any:
+def read_checkpoint(make: type[_Model], config: ModelConfig) -> _Model:
     """Read `config.json` and `model.safetensors` into the Hugging Face class `make`, in fp32.
-
-    `further_faults` lists what else is wrong, from the folder and the stored config.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, of another family or size, or lacks weights; names every fault.
@@ -65,50 +60,22 @@ def read_checkpoint(
     if missing := missing_files(folder):
         advice = "name a folder saved by save_pretrained"
         raise ConfigError([f"{folder}: checkpoint must hold {name}, got no such file; {advice}" for name in missing])
+    if faults := model_faults("config", config.model_copy(update={"checkpoint": str(folder)})):
+        raise ConfigError(faults)
     # The terminal belongs to the display of the run, and what the library would warn of is a fault here.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    loader: Any = make
     try:
-        model, loading = make.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        model, loading = loader.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, use_safetensors=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             [f"{folder}: checkpoint must be a readable {make.__name__}, got {error}; save it with save_pretrained"]
         ) from error
-    found = model.config
-    faults = model_faults(str(folder), config.model_copy(update={"checkpoint": str(folder)}))
-    if found.model_type != config.family:
-        faults.append(
-            f"{folder}/config.json: model_type must be {config.family!r}, got {found.model_type!r}; "
-            "set model.family to it"
-        )
     lost = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in loading[kind])
     if lost:
-        faults.append(f"{folder}: checkpoint must hold every weight, got none for {lost}; save the whole model")
-    faults += further_faults(folder, found)
-    if faults:
-        raise ConfigError(faults)
-    return model.train(False)
-
-
-def label_faults(config: ModelConfig, folder: Path, found: Any) -> list[str]:
-    """Compare the number of classes of a classifier."""
-    if found.num_labels == config.num_classes:
-        return []
-    return [
-        f"{folder}: num_labels must be that of the checkpoint, {found.num_labels}, got {config.num_classes}; "
-        "set model.num_labels"
-    ]
-
-
-def length_faults(config: ModelConfig, folder: Path, positions: int) -> list[str]:
-    """Compare the tokens of a text, class token included, with the rows of a learned position embedding."""
-    num_class_tokens = 1 if config.family == "bert" else 0
-    longest = positions - num_class_tokens
-    if config.num_content_tokens <= longest:
-        return []
-    return [
-        f"{folder}: num_tokens must be at most {longest} for this checkpoint, got {config.num_content_tokens}; "
-        "set model.num_tokens"
-    ]
+        raise ConfigError([f"{folder}: checkpoint must hold every weight, got none for {lost}; save the whole model"])
+    read: _Model = model.train(False)
+    return read

@@ -277,22 +277,86 @@ def test_config_file_that_is_missing_is_named(tmp_path: Path):
         load_config(tmp_path / "none.json")
 
 
+VIT_SMALL = {
+    "model_type": "vit",
+    "hidden_size": 384,
+    "num_attention_heads": 6,
+    "num_hidden_layers": 12,
+    "intermediate_size": 1536,
+    "patch_size": 16,
+    "image_size": 224,
+    "id2label": {str(number): f"LABEL_{number}" for number in range(7)},
+}
+
+
+def described(folder: Path, stored: dict[str, object]) -> dict[str, object]:
+    """Return the `model` of a config that names a checkpoint which says `stored` of itself."""
+    (folder / "config.json").write_text(json.dumps(stored))
+    (folder / "model.safetensors").write_bytes(b"")
+    return {"checkpoint": str(folder)}
+
+
 def test_config_checkpoint_of_another_size_is_refused(tmp_path: Path):
-    stored = {"hidden_size": 384, "num_attention_heads": 6, "num_hidden_layers": 12, "patch_size": 16}
-    (tmp_path / "config.json").write_text(json.dumps(stored))
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    [fault] = faults_of({"model": {**MODEL, "checkpoint": str(tmp_path)}})
+    model = described(tmp_path, VIT_SMALL)
+    [fault] = faults_of({"model": {**MODEL, **model}})
     assert "model.checkpoint must be a checkpoint of size 'tiny', got {'hidden_size': 384" in fault
-    assert fault.endswith("choose the size of the checkpoint")
-    config = parse({"model": {"size": "small", "image_size": 64, "checkpoint": str(tmp_path)}})
+    assert fault.endswith("leave size out to take the checkpoint's")
+    config = parse({"model": {"size": "small", "image_size": 64, **model}})
     assert config.model.checkpoint == str(tmp_path)
 
 
+def test_config_takes_what_is_left_out_from_the_checkpoint(tmp_path: Path):
+    model = parse({"model": described(tmp_path, VIT_SMALL)}).model
+    assert model.preset == PRESETS["vit"]["small"]
+    assert (model.side, model.num_content_tokens, model.num_classes) == (224, 196, 7)
+    assert parse({"model": described(tmp_path, VIT_SMALL) | {"image_size": 64}}).model.num_content_tokens == 16
+
+
+def test_config_without_a_size_needs_a_folder():
+    advice = "add the key 'size', or read it from a checkpoint's folder"
+    for model in ({}, {"checkpoint": "nobody/nothing"}):
+        assert faults_of({"model": {"image_size": 64, **model}}) == [
+            f"b.json: model.size must be given, got nothing; {advice}"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "fault"),
+    [
+        ("vit", {"hidden_size": "384"}, "hidden_size must be a whole number of at least 1, got '384'"),
+        ("vit", {"num_attention_heads": 5}, "num_attention_heads must be a divisor of hidden_size 384, got 5"),
+        ("vit", {"num_channels": 1}, "num_channels must be 3, got 1; use a plain model"),
+        ("vit", {"model_type": "deit"}, "model_type must be 'vit', got 'deit'; known are vit, bert, gpt2, llama"),
+        ("vit", {"model_type": "bert"}, "model_type must be 'vit', got 'bert'; set model.family to it"),
+        ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type must be 'absolute', got"),
+        ("bert", {"is_decoder": True}, "is_decoder must be False, got True"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx must be False, got True"),
+        ("llama", {"num_key_value_heads": 4}, "num_key_value_heads must be a divisor of num_attention_heads 6, got 4"),
+        ("llama", {"head_dim": 128}, "head_dim must be hidden_size / num_attention_heads = 64, got 128"),
+        ("llama", {"rope_scaling": {"type": "yarn"}}, "rope_type must be one of default, linear, llama3, "),
+    ],
+)
+def test_config_checkpoint_of_an_unsupported_kind_is_refused(family: str, changes, fault: str, tmp_path: Path):
+    """Alone, the same checkpoint without the changes is right."""
+    text = {"vocab_size": 512, "max_position_embeddings": 64}
+    gpt2 = {"n_embd": 384, "n_head": 6, "n_layer": 2, "n_positions": 64}
+    stored = VIT_SMALL | {"model_type": family} | ({} if family == "vit" else text | gpt2)
+    model = {"family": family} | ({} if family == "vit" else {"num_tokens": 8})
+    parse({"model": model | described(tmp_path, stored)})
+    [found] = faults_of({"model": model | described(tmp_path, stored | changes)})
+    assert found.startswith(f"{tmp_path}/config.json: {fault}")
+
+
+def test_config_checkpoint_whose_description_is_damaged_is_refused(tmp_path: Path):
+    model = described(tmp_path, VIT_SMALL)
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "hid')
+    [fault] = faults_of({"model": model})
+    assert "config.json: file must be readable JSON, got" in fault
+
+
 def test_config_checkpoint_that_describes_no_vit_is_refused(tmp_path: Path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    [fault] = faults_of({"model": {**MODEL, "checkpoint": str(tmp_path)}})
-    assert "model.checkpoint must be a ViT checkpoint" in fault
+    [fault] = faults_of({"model": MODEL | described(tmp_path, {})})
+    assert "config.json: model_type must be 'vit', got None; known are vit, bert, gpt2, llama" in fault
 
 
 def test_config_image_folder_with_one_image_is_refused(tmp_path: Path):

@@ -98,7 +98,8 @@ def test_bench_refuses_to_generate(tmp_path: Path) -> None:
 
 
 def test_lengths_are_those_of_a_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"n_positions": 64, "n_embd": 64, "n_head": 4, "n_layer": 4}))
+    sizes = {"n_positions": 64, "n_embd": 64, "n_head": 4, "n_layer": 4, "vocab_size": 512}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"} | sizes))
     (tmp_path / "model.safetensors").touch()
     model = {"family": "gpt2", "size": "tiny", "num_tokens": 60, "checkpoint": str(tmp_path)}
     _, _, errors = check(tmp_path, "generate", {"model": model})

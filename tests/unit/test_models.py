@@ -18,6 +18,7 @@ from astra.models.bert import CLASS_ID
 from astra.partition import split
 from astra.presets import PRESETS
 
+HALF = 0.05  # relative; bfloat16 has 8 bits of mantissa, over four layers
 GRADIENT = 1e-4  # relative to the largest of a parameter; sums over all rows, in another order
 EQUAL = 1e-5  # relative; the same operations on the same weights, in another order
 TEXTS = [family for family in FAMILIES if family != "vit"]
@@ -211,6 +212,51 @@ def test_adapt_refuses_another_type_of_model() -> None:
     other = DistilBertModel(DistilBertConfig(dim=8, n_heads=1, n_layers=1, hidden_dim=8, vocab_size=8))
     with pytest.raises(ConfigError, match="model_type must be one of vit, bert, gpt2, llama, got 'distilbert'"):
         adapt(other)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapter_works_on_the_device_of_its_model(family: str) -> None:
+    """On `meta`, which refuses tensors of the CPU as a GPU would."""
+    module = build_model(CONFIGS[family]).to("meta")
+    adapter = adapt(module, CONFIGS[family].num_tokens)
+    adapter.forward(inputs_for(adapter).to("meta")).sum().backward()
+    assert all(each.grad is not None and each.grad.is_meta for each in module.parameters())
+    shard, x_BTD = adapter.blocks[0].shard(range(1, 4), range(3)), torch.empty(1, 5, adapter.shape.width).to("meta")
+    q, (k, v) = shard.query(x_BTD, torch.arange(5)), shard.key_value(x_BTD)
+    assert attend(q[:, :, :3], k, v, causal=True).is_meta
+    assert adapter.head(adapter.embed_class(2)).is_meta
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapter_trains_under_autocast(family: str) -> None:
+    module = trainable(family)
+    adapter = adapt(module, CONFIGS[family].num_tokens)
+    inputs = inputs_for(adapter, batch=2)
+    expected = adapter.forward(inputs).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        answers = adapter.forward(inputs)
+    answers.float().square().mean().backward()  # type: ignore[no-untyped-call]
+    assert all(each.grad is not None and each.grad.dtype == torch.float32 for each in module.parameters())
+    assert float((answers.detach() - expected).abs().max() / expected.abs().max()) < HALF
+
+
+@pytest.mark.parametrize(
+    ("family", "key"), [("vit", "hidden_act"), ("bert", "hidden_act"), ("gpt2", "activation_function")]
+)
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_fast", "relu"])
+def test_checkpoint_keeps_its_activation(family: str, key: str, activation: str, tmp_path: Path) -> None:
+    config, path = saved(lively(family), tmp_path), tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: activation}))
+    model = load_model(config)
+    inputs = inputs_for(model)
+    close(model.forward(inputs), of_hugging_face(model, inputs))
+
+
+def test_checkpoint_says_its_own_size(model: ModelAdapter, tmp_path: Path) -> None:
+    config = saved(model, tmp_path).model_copy(update={"size": None, "image_size": None, "num_labels": None})
+    inputs = inputs_for(model)
+    close(load_model(config).forward(inputs), model.forward(inputs))
+    assert planned_shape(config) == model.shape
 
 
 def test_head_answers_every_row(model: ModelAdapter) -> None:
