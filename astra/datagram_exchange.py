@@ -54,6 +54,7 @@ class DatagramExchange:
         self._patience = Patience(config)
         self._memory = _Memory()
         self._left_s: dict[tuple[int, int], float] = {}
+        self._given_up: set[tuple[int, int, int]] = set()
 
     def start(self, tag: Tag, rows_RV: Tensor) -> "_PendingDatagrams":
         """Send the parts of all peers in turn, and then as often again as there are copies."""
@@ -67,6 +68,7 @@ class DatagramExchange:
                         self._port.send(peer, label, piece)
         if tag.layer == 0:
             self._left_s.clear()
+            self._given_up.clear()
         self._left_s[tag.request, tag.layer] = time.monotonic()
         return _PendingDatagrams(self, tag, rows_RV.shape[1])
 
@@ -121,16 +123,19 @@ class DatagramExchange:
             if not arrived and (not waited_for or rest_s <= 0):
                 break
         for peer, assembly in assemblies.items():
-            if assembly.arrived_s is not None:
+            if not assembly.is_complete:
+                self._given_up.add((tag.request, tag.layer, peer))
+            elif assembly.arrived_s is not None:
                 self._patience.note(peer, tag.layer, assembly.arrived_s - left_s)
 
     def _note_late(self) -> None:
         """Let patience know of what came after it had ended, so that it grows where peers are slower than they were."""
         while self._port.late:
             late = self._port.late.popleft()
-            left_s = self._left_s.get((late.label.request, late.label.layer))
-            if left_s is not None:
-                self._patience.note(late.sender, late.label.layer, late.arrived_s - left_s)
+            key = (late.label.request, late.label.layer)
+            if (*key, late.sender) in self._given_up:
+                self._given_up.discard((*key, late.sender))
+                self._patience.note(late.sender, late.label.layer, late.arrived_s - self._left_s[key])
 
     def _fill(self, tag: Tag, rows_RV: Tensor, missing_R: Tensor) -> Tensor:
         """Put rows of the layer before where some are missing; return which are still absent."""

@@ -14,10 +14,11 @@ from astra import overhead
 from astra.config import AstraConfig, BenchConfig, InputConfig, StrategyConfig
 from astra.errors import ConfigError
 from astra.fit import cache_folder, codebook_faults
-from astra.measure import label
+from astra.measure import DatagramCounts, label
 from astra.models import ModelAdapter
 from astra.placement import Array, Codec, PixelCodec, TokenCodec, plan
 from astra.strategies import STRATEGIES, predict_messages
+from astra.strategy_config import uses_datagrams
 from astra.traffic import PlannedMessage, bytes_of
 
 __all__ = ["Job", "Prediction", "codec_for", "plan_jobs"]
@@ -61,7 +62,9 @@ class Job:
             for n in range(len(inputs))
         ]
         peers = range(1, len(self.ranges))
-        words = [PlannedMessage(0, peer, 0) for peer in peers] + [PlannedMessage(peer, 0, 0) for peer in peers]
+        report_bytes = DatagramCounts.SIZE if uses_datagrams(self.strategy) else 0
+        words = [PlannedMessage(0, peer, 0) for peer in peers]
+        words += [PlannedMessage(peer, 0, report_bytes) for peer in peers]
         farewell = overhead.bytes_on_links(PlannedMessage(0, peer, 0) for peer in peers)
         on_links = [overhead.bytes_on_links(sent + words) for sent in requests]
         return Prediction(

@@ -8,8 +8,9 @@ Knows nothing of processes, networks and models.
 """
 
 import json
+import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from astra.config import StrategyConfig
 __all__ = [
     "SPAN_NAMES",
     "Answer",
+    "DatagramCounts",
     "LinkTotals",
     "RankCounts",
     "StrategyResult",
@@ -64,6 +66,49 @@ class LinkTotals:
         )
 
 
+_COUNTS = struct.Struct("<5I")
+
+
+@dataclass(frozen=True)
+class DatagramCounts:
+    """What came of the rows that were sent as datagrams."""
+
+    rows_expected: int
+    """Tokens or means of peers, once for each layer and rank that was to have them."""
+    rows_missing: int
+    """Those that had not come when they were needed."""
+    sent: int
+    received: int
+    """Copies and late ones included."""
+    late: int
+    """Came when their layer was over."""
+
+    SIZE = _COUNTS.size
+
+    @property
+    def missing_pct(self) -> float:
+        """Share of rows that had not come, in per cent."""
+        return 100 * self.rows_missing / self.rows_expected if self.rows_expected else 0.0
+
+    def minus(self, earlier: "DatagramCounts") -> "DatagramCounts":
+        """Return what was counted since."""
+        return DatagramCounts(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))
+
+    @classmethod
+    def sum(cls, parts: Iterable["DatagramCounts"]) -> "DatagramCounts":
+        """Add up ranks or requests."""
+        return cls(*(sum(counts) for counts in zip(*(astuple(part) for part in parts), strict=True)))
+
+    def to_bytes(self) -> bytes:
+        """Pack for the way to rank 0."""
+        return _COUNTS.pack(*astuple(self))
+
+    @classmethod
+    def from_bytes(cls, packed: bytes | memoryview) -> "DatagramCounts":
+        """Unpack what another rank's `to_bytes` made."""
+        return cls(*_COUNTS.unpack(packed))
+
+
 @dataclass(frozen=True)
 class Answer:
     """One measured request, as rank 0 saw it."""
@@ -76,6 +121,8 @@ class Answer:
     """[C]."""
     spans_s: Mapping[str, float]
     """Rank 0's seconds by span name."""
+    datagrams: DatagramCounts | None = None
+    """Of all ranks; None where nothing is sent as datagrams."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +184,7 @@ def request_row(strategy: StrategyConfig, placement: str, answer: Answer, refere
         "latency_s": answer.latency_s,
         "agreement_cosine": None if agreement is None else agreement[0],
         "top1_same": None if agreement is None else agreement[1],
+        **_datagram_cells(answer.datagrams),
         **spans,
     }
 
@@ -162,6 +210,7 @@ def summary_row(result: StrategyResult, reference: Sequence[Answer] | None) -> R
         "packets_lost_per_request": None if counted is None else counted.lost / count,
         "agreement_cosine": float(np.mean([cosine for cosine, _ in agreements])) if agreements else None,
         "agreement_top1_pct": 100 * float(np.mean([same for _, same in agreements])) if agreements else None,
+        "missing_tokens_pct": _missing_pct(result.answers),
     }
 
 
@@ -176,6 +225,22 @@ def rank_rows(result: StrategyResult, sent_bytes: Sequence[int]) -> list[Row]:
         }
         for rank, counts in enumerate(result.counts)
     ]
+
+
+def _datagram_cells(counts: DatagramCounts | None) -> Row:
+    """Return what a request's row says of datagrams; a lost one is neither received nor late."""
+    return {
+        "missing_tokens_pct": None if counts is None else counts.missing_pct,
+        "datagrams_sent": None if counts is None else counts.sent,
+        "datagrams_received": None if counts is None else counts.received,
+        "datagrams_late": None if counts is None else counts.late,
+    }
+
+
+def _missing_pct(answers: Sequence[Answer]) -> float | None:
+    """Return the share of rows that were missing over all requests; None where nothing is sent as datagrams."""
+    parts = [answer.datagrams for answer in answers if answer.datagrams is not None]
+    return DatagramCounts.sum(parts).missing_pct if parts else None
 
 
 def _identity(strategy: StrategyConfig, placement: str) -> Row:

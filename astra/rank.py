@@ -26,8 +26,11 @@ from astra.models import ModelAdapter, load_model
 from astra.placement import Array, distribute
 from astra.reporting import Links, Reporter
 from astra.strategies import RankContext
+from astra.strategy_config import uses_datagrams
 from astra.timeline import Timeline
 from astra.transport import Tag, Transport
+from astra.transport.datagram import DatagramPort, open_port
+from astra.transport.rendezvous import Place, own_address
 from astra.transport.zeromq import connect as connect_zeromq
 
 __all__ = ["TRACE_FILE", "Connect", "Rank", "World", "connect_zeromq", "connected", "quiet_collector"]
@@ -75,9 +78,13 @@ def connected(config: BenchConfig, environment: Environment, connect: Connect) -
     _check_vocabulary(inputs, model)
     address = (environment.master_addr, environment.master_port)
     transport = connect(environment.rank, environment.world_size, *address, config.timeout_s)
+    port: DatagramPort | None = None
     complete = False
     try:
-        collectives = Collectives(transport, config.timeout_s)
+        if any(uses_datagrams(strategy) for strategy in config.strategies):
+            here = own_address(Place(environment.rank, environment.world_size, *address))
+            port = open_port(transport, here, config.timeout_s)
+        collectives = Collectives(transport, config.timeout_s, port)
         if by_cpus or config.model.is_text:
             greetings = exchange(collectives, Greeting.of(environment.cpus, inputs))
             if by_cpus:
@@ -86,6 +93,8 @@ def connected(config: BenchConfig, environment: Environment, connect: Connect) -
         yield World(model, jobs, inputs, collectives)
         complete = True
     finally:
+        if port is not None:
+            port.close()
         transport.close(abort=not complete)
 
 

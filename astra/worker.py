@@ -16,7 +16,8 @@
       ── start ──►  requests with several under way, `done`: only strategies that can
       report
 
-Every word is an empty message over the same transport as the strategy's own. Between the marks lie, apart from the
+Every word is an empty message over the same transport as the strategy's own, but for `done`, which says what became of
+datagrams where there are any. Between the marks lie, apart from the
 strategies' messages, one `start` and one `done` a peer and request, and one `end` a peer: `overhead` counts them in.
 `start` is inside latency_s, `done` is not; rank 0 waits for all of them so that requests do not overlap.
 """
@@ -28,10 +29,21 @@ from astra.config import BenchConfig
 from astra.environment import Environment
 from astra.flops import counted_flops
 from astra.jobs import Job
-from astra.measure import Answer, LinkTotals, RankCounts, StrategyResult, label, rank_rows, request_row, summary_row
+from astra.measure import (
+    Answer,
+    DatagramCounts,
+    LinkTotals,
+    RankCounts,
+    StrategyResult,
+    label,
+    rank_rows,
+    request_row,
+    summary_row,
+)
 from astra.rank import Connect, Rank, World, connect_zeromq, connected, quiet_collector
 from astra.reporting import Links, Reporter
 from astra.strategies import STRATEGIES, Request, ServesMany, Strategy
+from astra.strategy_config import uses_datagrams
 from astra.transport import Tag
 
 __all__ = ["run_rank"]
@@ -133,6 +145,7 @@ class _Rank(Rank):
         index = self._next_request
         self._next_request += 1
         self._timeline.begin_request(index)
+        counted = self._datagrams()
         word = Tag(index, 0, "start")
         if self._rank != 0:
             self._collectives.broadcast(word, None)
@@ -143,10 +156,28 @@ class _Rank(Rank):
             inputs = self._inputs(job, index, number)
         logits_BC = strategy.forward(Request(index, inputs, job.bands[self._rank].start))
         latency_s = time.perf_counter() - start_s
-        self._collectives.gather(Tag(index, 0, "done"), b"")
+        datagrams = self._gather_done(Tag(index, 0, "done"), job, self._datagrams().minus(counted))
         if logits_BC is None:
             return None
-        return Answer(number, latency_s, logits_BC[0].numpy(), self._timeline.totals(index))
+        return Answer(number, latency_s, logits_BC[0].numpy(), self._timeline.totals(index), datagrams)
+
+    def _gather_done(self, tag: Tag, job: Job, own: DatagramCounts) -> DatagramCounts | None:
+        """Wait on rank 0 until all ranks are done; return there what became of datagrams, if the strategy has any."""
+        if not uses_datagrams(job.strategy):
+            self._collectives.gather(tag, b"")
+            return None
+        payloads = self._collectives.gather(tag, own.to_bytes())
+        if payloads is None:
+            return None
+        return DatagramCounts.sum([own, *(DatagramCounts.from_bytes(packed) for packed in payloads.values())])
+
+    def _datagrams(self) -> DatagramCounts:
+        """Return what this rank has counted so far."""
+        port, rows = self._collectives.datagrams, self._collectives.rows
+        if port is None:
+            return DatagramCounts(0, 0, 0, 0, 0)
+        traffic = port.traffic
+        return DatagramCounts(rows.expected, rows.missing, traffic.sent, traffic.received, traffic.late)
 
     def _count_until_end(self, name: str, begin: Links | None, flops: int | None) -> list[RankCounts]:
         """Mark on every rank and bring to rank 0 what each one counted since `begin`; nothing elsewhere."""
