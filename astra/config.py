@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from astra import faults
+from astra.data_config import DataConfig
 from astra.errors import ConfigError
 from astra.presets import PRESETS, Family, Preset, Size
 from astra.section import Section, named
@@ -25,11 +26,13 @@ from astra.strategy_config import (
     SequenceConfig,
     SingleConfig,
     Site,
+    StrategySection,
     TensorConfig,
     WireName,
 )
 
 __all__ = [
+    "AccuracyConfig",
     "AstraConfig",
     "BenchConfig",
     "BlockConfig",
@@ -45,6 +48,7 @@ __all__ = [
     "StrategyConfig",
     "TensorConfig",
     "WireName",
+    "model_of",
 ]
 
 DEFAULT_NUM_LABELS = {"vit": 1000, "bert": 2}
@@ -117,6 +121,11 @@ class ModelConfig(Section):
         return (stored.num_labels if stored else self.num_labels) or DEFAULT_NUM_LABELS[self.family]
 
 
+def model_of(model: ModelConfig, strategy: StrategySection) -> ModelConfig:
+    """Return the model that `strategy` runs: `model`, with the weights that were fine-tuned for it, if any."""
+    return model if strategy.checkpoint is None else model.model_copy(update={"checkpoint": strategy.checkpoint})
+
+
 class InputConfig(Section):
     """Which images or texts, and where they are when a request begins."""
 
@@ -146,6 +155,20 @@ class GenerationConfig(Section):
 
 StrategyConfig = Annotated[AnyStrategy, Field(discriminator="name"), BeforeValidator(named)]
 """One entry of `strategies`; a bare name stands for that strategy with its defaults."""
+
+
+class AccuracyConfig(Section):
+    """A labelled set that every strategy also answers, on the same devices, once its latency has been measured."""
+
+    data: DataConfig
+    model: ModelConfig | None = None
+    """A model that was trained for the set; None for the benchmark's."""
+    strategies: tuple[StrategyConfig, ...] | None = Field(default=None, min_length=1)
+    """The benchmark's strategies in the same order, as they are to be set up for this model; None for as they are."""
+    split: Literal["validation", "test"] = "test"
+    limit: int | None = Field(default=None, ge=1)
+    """Examples to answer at most; None for all."""
+    batch_size: int = Field(default=32, ge=1)
 
 
 def _named_or_weights(value: Any) -> Any:
@@ -178,6 +201,8 @@ class BenchConfig(Section):
     """How work is dealt to the ranks: alike, by the CPU share of each device, or by these weights."""
     generation: GenerationConfig | None = None
     """What `astra generate` is to make of each input; `astra bench` has none."""
+    accuracy: AccuracyConfig | None = None
+    """What `astra bench` has every strategy answer to say how accurate it is; `astra generate` has none."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for any one message, and for every rank to show up."""
 

@@ -13,11 +13,13 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from astra import faults
-from astra.config import AstraConfig, BenchConfig, GenerationConfig, InputConfig, ModelConfig, StrategyConfig
+from astra.config import AccuracyConfig, BenchConfig, GenerationConfig, InputConfig, ModelConfig, StrategyConfig
+from astra.data_config import DataConfig, LanguageName
 from astra.errors import ConfigError
 from astra.generation_faults import generation_faults, unsuited_strategies
-from astra.model_faults import model_faults, size_faults
+from astra.model_faults import model_faults
 from astra.strategy_config import AnyStrategy
+from astra.strategy_faults import Strategies, located, strategy_faults
 from astra.transport_config import DatagramConfig, ReliableConfig
 
 __all__ = [
@@ -41,6 +43,8 @@ _SECTIONS: dict[str | int, type[BaseModel]] = {
     "model": ModelConfig,
     "input": InputConfig,
     "generation": GenerationConfig,
+    "accuracy": AccuracyConfig,
+    "data": DataConfig,
     **{kind.model_fields["name"].default: kind for kind in (*get_args(AnyStrategy), ReliableConfig, DatagramConfig)},
 }
 
@@ -68,9 +72,9 @@ def parse_config(text: str, *, where: str, command: Command = "fit") -> BenchCon
     try:
         config = BenchConfig.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        found = faults.render(where, error, known_keys=_known_keys, plain=_without_tags)
+        found = faults.render(where, error, known_keys=_known_keys, plain=without_tags)
     if isinstance(raw, dict):
-        found += _cross_faults(where, raw) + _generation_faults(where, raw, command)
+        found += _cross_faults(where, raw, command) + _generation_faults(where, raw, command)
     if found or config is None:
         raise ConfigError(found)
     return config
@@ -90,13 +94,17 @@ def _known_keys(location: faults.Path) -> list[str]:
     return list(section.model_fields)
 
 
-def _without_tags(location: faults.Path) -> faults.Path:
+def without_tags(location: faults.Path) -> faults.Path:
     """Drop the union tags that pydantic puts behind `strategies[i]`, and there behind `transport`."""
-    if len(location) > 2 and location[0] == "strategies":
-        location = location[:2] + location[3:]
-        if len(location) > 3 and location[2] == "transport":
-            location = location[:3] + location[4:]
-    return location
+    plain: list[str | int] = []
+    for number, part in enumerate(location):
+        before = location[max(number - 2, 0) : number]
+        tag = isinstance(part, str) and (
+            (before[:1] == ("strategies",) and isinstance(before[-1], int)) or before[-1:] == ("transport",)
+        )
+        if not tag:
+            plain.append(part)
+    return tuple(plain)
 
 
 _Checked = TypeVar("_Checked")
@@ -110,16 +118,15 @@ def _valid(kind: TypeAdapter[_Checked], raw: Any) -> _Checked | None:
         return None
 
 
-def _cross_faults(where: str, raw: dict[str, Any]) -> list[str]:
+def _cross_faults(where: str, raw: dict[str, Any], command: Command) -> list[str]:
     """Find what is wrong between fields, in those sections that are right by themselves."""
     entries = raw.get("strategies")
     strategies = [_valid(_STRATEGY, entry) for entry in entries] if isinstance(entries, list) else []
     model, images = _valid(_MODEL, raw.get("model")), _valid(_INPUT, raw.get("input", {}))
-    found = _strategy_faults(where, strategies)
-    if model is not None:
-        found += model_faults(where, model)
-        if not size_faults(where, model):
-            found += _width_faults(where, model, strategies)
+    found = [] if model is None else model_faults(where, model)
+    found += strategy_faults(where, strategies, model)
+    if raw.get("accuracy") is not None:
+        found += _accuracy_faults(where, raw["accuracy"], strategies, model, command)
     if images is not None:
         found += _input_faults(where, images, model)
     return found
@@ -147,42 +154,33 @@ _STRATEGY: TypeAdapter[AnyStrategy] = TypeAdapter(StrategyConfig)
 _MODEL = TypeAdapter(ModelConfig)
 _INPUT = TypeAdapter(InputConfig)
 _GENERATION = TypeAdapter(GenerationConfig)
-_Strategies = list[AnyStrategy | None]
+_ACCURACY = TypeAdapter(AccuracyConfig)
 
 
-def _strategy_faults(where: str, strategies: _Strategies) -> list[str]:
-    found, seen = [], dict[tuple[str, str], int]()
-    for index, strategy in enumerate(strategies):
-        if strategy is None:
-            continue
-        path: faults.Path = ("strategies", index)
-        shown = f"{strategy.name} {strategy.settings}".strip()
-        if (first := seen.setdefault((strategy.name, strategy.settings), index)) != index:
-            advice = "remove it or change its settings"
-            found.append(faults.fault(where, path, f"different from strategies[{first}]", shown, advice))
-        elif strategy.name == "single" and index > 0:
-            advice = "the others are compared with its answers and its latency"
-            found.append(faults.fault(where, path, "another strategy: single comes first", shown, advice))
-    return found
-
-
-def _width_faults(where: str, model: ModelConfig, strategies: _Strategies) -> list[str]:
+def _accuracy_faults(
+    where: str, raw: Any, strategies: Strategies, model: ModelConfig | None, command: Command
+) -> list[str]:
+    """Find what is wrong with `accuracy` where each field alone is right."""
+    if command == "generate":
+        return [faults.fault(where, ("accuracy",), "left out", raw, "or run `astra bench`")]
+    accuracy = _valid(_ACCURACY, raw)
+    if accuracy is None:
+        return []
     found = []
-    for index, strategy in enumerate(strategies):
-        if not isinstance(strategy, AstraConfig):
-            continue
-        width = strategy.quantised_width(model.preset.width, model.preset.kv_width)
-        if width % strategy.num_groups:
-            quantised = "the model's width" if strategy.site == "input" else "the width of keys and values,"
-            nearest = min(_divisors(width), key=lambda n: abs(n - strategy.num_groups))
-            path: faults.Path = ("strategies", index, "num_groups")
-            rule = f"a divisor of {quantised} {width}"
-            found.append(faults.fault(where, path, rule, strategy.num_groups, f"the nearest is {nearest}"))
+    if accuracy.model is not None:
+        found += located(where, model_faults(where, accuracy.model), ("model",), ("accuracy", "model"))
+    if accuracy.strategies is not None:
+        names, given = ([each.name if each else "" for each in listed] for listed in (strategies, accuracy.strategies))
+        if names != given and all(names):
+            rule, advice = f"the same ones in the same order, {', '.join(names)}", "only their settings may differ"
+            found.append(faults.fault(where, ("accuracy", "strategies"), rule, ", ".join(given), advice))
+        found += strategy_faults(where, accuracy.strategies, accuracy.model or model, at=("accuracy",))
+    elif accuracy.model is not None and not found:
+        found += strategy_faults(where, strategies, accuracy.model)
+    if accuracy.data.name in (*get_args(LanguageName), "stsb"):
+        rule, advice = "a set of classes", "`astra evaluate` has its metric"
+        found.append(faults.fault(where, ("accuracy", "data", "name"), rule, accuracy.data.name, advice))
     return found
-
-
-def _divisors(number: int) -> list[int]:
-    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
 
 
 def _input_faults(where: str, given: InputConfig, model: ModelConfig | None) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-__all__ = ["Path", "fault", "render", "rule_error", "suggestion"]
+__all__ = ["Path", "dotted", "fault", "render", "rule_error", "suggestion"]
 
 Path = tuple[str | int, ...]
 
@@ -38,7 +38,7 @@ def fault(where: str, path: Path, rule: str, value: object, advice: str) -> str:
     shown = repr(value)
     if len(shown) > _SHOWN_CHARACTERS:
         shown = shown[: _SHOWN_CHARACTERS - 3] + "..."
-    return f"{where}: {_dotted(path)} must be {rule}, got {shown}; {advice}"
+    return f"{where}: {dotted(path)} must be {rule}, got {shown}; {advice}"
 
 
 def rule_error(rule: str, advice: str) -> PydanticCustomError:
@@ -80,12 +80,12 @@ def _render_one(
     location, value, kind = tuple(details["loc"]), details["input"], details["type"]
     path, context = plain(location), details.get("ctx", {})
     if kind == "missing":
-        return f"{where}: {_dotted(path)} must be given, got nothing; add the key {location[-1]!r}"
+        return f"{where}: {dotted(path)} must be given, got nothing; add the key {location[-1]!r}"
     if kind == "extra_forbidden":
         advice = suggestion(location[-1], known_keys(location[:-1]))
         return fault(where, path[:-1], "a mapping without unknown keys", location[-1], advice)
     if kind == "union_tag_not_found":
-        return f"{where}: {_dotted((*path, 'name'))} must be given, got nothing; add the key 'name'"
+        return f"{where}: {dotted((*path, 'name'))} must be given, got nothing; add the key 'name'"
     if kind == "union_tag_invalid":
         return _unknown_name(where, (*path, "name"), context["tag"], context["expected_tags"])
     if kind == "literal_error":
@@ -111,7 +111,8 @@ def _unknown_name(where: str, path: Path, value: object, expected: str) -> str:
     return fault(where, path, rule, value, advice)
 
 
-def _dotted(path: Path) -> str:
+def dotted(path: Path) -> str:
+    """Write a location as it is written in messages: `strategies[1].wire`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part

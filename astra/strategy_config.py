@@ -1,5 +1,6 @@
 """How each strategy is set up: one frozen and strict pydantic model each, told apart by `name`. Pure, free of torch."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -21,6 +22,7 @@ __all__ = [
     "SequenceConfig",
     "SingleConfig",
     "Site",
+    "StrategySection",
     "TensorConfig",
     "WireName",
     "uses_datagrams",
@@ -33,65 +35,68 @@ DEFAULT_NUM_BLOCKS = 4
 MAX_NUM_CODEWORDS = 65536
 
 
-class SingleConfig(Section):
+class StrategySection(Section):
+    """What every strategy may be given besides its own settings."""
+
+    checkpoint: str | None = Field(default=None, min_length=1)
+    """Folder of weights that were fine-tuned for this strategy, of the model's sizes; `astra` also takes trained
+    codebooks from there. None for the model's own weights."""
+    label: str | None = Field(default=None, min_length=1)
+    """What tables call these weights; None for the name of their folder."""
+
+    @property
+    def own_settings(self) -> str:
+        """What tells two entries with the same weights apart."""
+        return ""
+
+    @property
+    def settings(self) -> str:
+        """What tells two entries of this strategy apart in a table."""
+        weights = f"weights={Path(self.checkpoint).name}" if self.checkpoint else ""
+        return f"{self.own_settings} {self.label or weights}".strip()
+
+
+class WiredSection(StrategySection):
+    """A strategy that moves activations, and nothing else tells its entries apart."""
+
+    wire: WireName = "fp32"
+
+    @property
+    def own_settings(self) -> str:
+        """What tells two entries with the same weights apart."""
+        return f"wire={self.wire}"
+
+
+class SingleConfig(StrategySection):
     """The whole model on rank 0."""
 
     name: Literal["single"] = "single"
 
-    @property
-    def settings(self) -> str:
-        """What tells two entries of this strategy apart in a table."""
-        return ""
 
-
-class TensorConfig(Section):
+class TensorConfig(WiredSection):
     """Each rank holds some heads and hidden units of every layer; two ring all-reduces a layer."""
 
     name: Literal["tensor"] = "tensor"
-    wire: WireName = "fp32"
-
-    @property
-    def settings(self) -> str:
-        """What tells two entries of this strategy apart in a table."""
-        return f"wire={self.wire}"
 
 
-class SequenceConfig(Section):
+class SequenceConfig(WiredSection):
     """Each rank keeps its slice of tokens and all-gathers activations in every layer."""
 
     name: Literal["sequence"] = "sequence"
-    wire: WireName = "fp32"
-
-    @property
-    def settings(self) -> str:
-        """What tells two entries of this strategy apart in a table."""
-        return f"wire={self.wire}"
 
 
-class GalaxyConfig(Section):
+class GalaxyConfig(WiredSection):
     """Heads and hidden units split as in `tensor`, norms over tokens; gathers and scatters overlap with compute."""
 
     name: Literal["galaxy"] = "galaxy"
-    wire: WireName = "fp32"
-
-    @property
-    def settings(self) -> str:
-        """What tells two entries of this strategy apart in a table."""
-        return f"wire={self.wire}"
 
 
-class PipelineConfig(Section):
+class PipelineConfig(WiredSection):
     """Each rank runs consecutive layers and hands its result to the next."""
 
     name: Literal["pipeline"] = "pipeline"
-    wire: WireName = "fp32"
     in_flight: int = Field(default=4, ge=1)
     """Requests that are under way at once while throughput is measured; latency is measured with one."""
-
-    @property
-    def settings(self) -> str:
-        """What tells two entries of this strategy apart in a table."""
-        return f"wire={self.wire}"
 
 
 def _unless_fp32(wire: WireName) -> str:
@@ -99,7 +104,7 @@ def _unless_fp32(wire: WireName) -> str:
     return "" if wire == "fp32" else f" wire={wire}"
 
 
-class BlockConfig(Section):
+class BlockConfig(StrategySection):
     """Layers cut into sub-blocks that run without exchange, but for a few whole layers in between."""
 
     name: Literal["block"] = "block"
@@ -112,14 +117,14 @@ class BlockConfig(Section):
     wire: WireName = "fp32"
 
     @property
-    def settings(self) -> str:
-        """What tells two entries of this strategy apart in a table."""
+    def own_settings(self) -> str:
+        """What tells two entries with the same weights apart."""
         exchange = "AG" if self.exchange == "all_gather" else "SP"
         blocks = "" if self.num_blocks == DEFAULT_NUM_BLOCKS else f" blocks={self.num_blocks}"
         return f"{exchange} coupled={self.num_coupled}{blocks}{_unless_fp32(self.wire)}"
 
 
-class PrismConfig(Section):
+class PrismConfig(StrategySection):
     """Each rank keeps its slice of tokens and sends the means of segments of it."""
 
     name: Literal["prism"] = "prism"
@@ -140,8 +145,8 @@ class PrismConfig(Section):
         return self
 
     @property
-    def settings(self) -> str:
-        """What tells two entries of this strategy apart in a table."""
+    def own_settings(self) -> str:
+        """What tells two entries with the same weights apart."""
         size = f"Ls={self.num_segments}" if self.num_segments is not None else f"CR={self.compression_ratio:g}"
         return f"{size}{_unless_fp32(self.wire)}{self.transport.settings}"
 
@@ -160,7 +165,7 @@ NumCodewords = Annotated[int, BeforeValidator(_power_of_two)]
 """Codewords of one group."""
 
 
-class AstraConfig(Section):
+class AstraConfig(StrategySection):
     """Each rank keeps its slice of tokens and sends vector-quantised codes of the attention input."""
 
     name: Literal["astra"] = "astra"
@@ -177,8 +182,8 @@ class AstraConfig(Section):
         return width if self.site == "input" else 2 * kv_width
 
     @property
-    def settings(self) -> str:
-        """What tells two entries of this strategy apart in a table."""
+    def own_settings(self) -> str:
+        """What tells two entries with the same weights apart."""
         codewords = "" if self.num_codewords == DEFAULT_NUM_CODEWORDS else f" K={self.num_codewords}"
         site = "" if self.site == "input" else f" site={self.site}"
         return f"G={self.num_groups}{codewords}{site}{self.transport.settings}"

@@ -74,7 +74,8 @@ def perplexity(nll_sum: float, num_tokens: int) -> float:
 
 def choose(costs_N: Values, num_choices: int) -> NDArray[np.int64]:
     """Return which of each `num_choices` texts in a row is likeliest, from their negative log-likelihoods."""
-    return costs_N.reshape(-1, num_choices).argmin(axis=1)
+    choices_N: NDArray[np.int64] = costs_N.reshape(-1, num_choices).argmin(axis=1)
+    return choices_N
 
 
 SCORES: Mapping[str, Callable[[Values, Values], float]] = {
