@@ -24,7 +24,7 @@ _SUBSETS: dict[str, tuple[str, ...]] = {
     "wikitext103": ("raw", "tokens"),
     "mnli": ("matched", "mismatched"),
     "cbt": ("NE", "CN", "V", "P"),
-    "cbt-style": ("NE", "CN", "V", "P"),
+    "cbt-style": ("CN", "V", "P"),
 }
 
 
@@ -35,8 +35,8 @@ class DataConfig(Section):
     folder: str | None = Field(default=None, min_length=1)
     """The set's files in a published format; None for built-in sets, and to fetch the others by name."""
     subset: str | None = None
-    """mnli: matched (default) or mismatched; cbt and cbt-style: the kind of the missing word, NE, CN, V or P; wikitext:
-    raw or tokens, which has <unk> for rare words (default: raw where it is there)."""
+    """mnli: matched (default) or mismatched; cbt: the kind of the missing word, NE, CN, V or P; cbt-style: CN, V or P;
+    wikitext: raw or tokens, which has <unk> for rare words (default: raw where it is there)."""
     tokenizer: str | None = Field(default=None, min_length=1)
     """For texts, where the model's checkpoint has none: a `tokenizer.json`, a BERT `vocab.txt`, or a folder with one of
     them or with GPT-2's `encoder.json` and `vocab.bpe`."""

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from astra.data.labelled import Split
 
-__all__ = ["NUM_CLASSES", "load_digits"]
+__all__ = ["NUM_DIGITS", "load_digits"]
 
-NUM_CLASSES = 10
+NUM_DIGITS = 10
 _BRIGHTEST = 16
 _SPLIT_SEED = 0
 _TEST_SHARE, _VALIDATION_SHARE = 0.2, 0.1
@@ -34,7 +34,7 @@ def _rows(labels: NDArray[np.int64], split: Split) -> NDArray[np.intp]:
     """Return the rows of `split`, in the order of the set."""
     order = np.random.RandomState(_SPLIT_SEED).permutation(len(labels))  # whose stream numpy promises to keep
     chosen: list[NDArray[np.intp]] = []
-    for digit in range(NUM_CLASSES):
+    for digit in range(NUM_DIGITS):
         rows = order[labels[order] == digit]
         test, validation = round(len(rows) * _TEST_SHARE), round(len(rows) * _VALIDATION_SHARE)
         parts = {"test": rows[:test], "validation": rows[test : test + validation], "train": rows[test + validation :]}
