@@ -29,16 +29,16 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
+from testbed.collect import send_files
 from testbed.control_network import ControlNetwork
 from testbed.device_socket import Call, DeviceSocket
 from testbed.errors import TestbedError, UnsupportedError
 from testbed.event_clock import EventClock
-from testbed.event_clock import Row as EventRow
+from testbed.event_row import Row as EventRow
 from testbed.links import DeviceRules
 from testbed.own_limits import own_limits
 from testbed.program import Program, search_path
 from testbed.protocol import (
-    FILE_CHUNK_BYTES,
     SILENCE_LIMIT_S,
     AgentMessage,
     Barrier,
@@ -52,7 +52,6 @@ from testbed.protocol import (
     Counters,
     Exited,
     Failed,
-    File,
     Hello,
     Hold,
     LinkCount,
@@ -73,7 +72,7 @@ from testbed.protocol import (
     decode_controller,
     encode,
 )
-from testbed.schedule import Schedule
+from testbed.schedule import Schedule, rules_at
 from testbed.shaper import Shaper
 
 __all__ = ["Agent", "main"]
@@ -81,7 +80,8 @@ __all__ = ["Agent", "main"]
 HELLO_PERIOD_S = 0.2
 FIRST_WORD_LIMIT_S = 60.0
 """A named agent whose controller has never spoken leaves after this: the controller died while starting it."""
-COLLECT_LIMIT_BYTES = 64 << 20
+STANDSTILL_S = 1.0
+"""An agent that was not run for so long was paused with its device, and cannot know what the controller said."""
 log = logging.getLogger("testbed.agent")
 
 
@@ -94,7 +94,13 @@ class Agent:
     def __init__(self, device: str | None, endpoint: str, interface: str, folder: Path):
         self._folder = folder
         limits = own_limits() if device is None else None
-        self._hello = Hello(device=device, address=_ipv4_address(interface), pid=os.getpid(), limits=limits)
+        self._hello = Hello(
+            device=device,
+            address=_ipv4_address(interface),
+            pid=os.getpid(),
+            life=secrets.token_hex(8),
+            limits=limits,
+        )
         self._shaper = Shaper(interface)
         self._shaping = threading.Lock()
         self._rules: DeviceRules | None = None
@@ -154,7 +160,10 @@ class Agent:
             if not self._held and time.monotonic() - (self._heard_at or started_at) > limit_s:
                 log.error("controller silent for %s s; leaving", limit_s)
                 return
+            before = time.monotonic()
             await asyncio.sleep(HELLO_PERIOD_S)
+            if self._heard_at is not None and time.monotonic() - before > STANDSTILL_S:
+                self._heard_at = time.monotonic()
 
     async def _listen(self) -> None:
         while True:
@@ -174,16 +183,16 @@ class Agent:
 
     async def _obey(self, message: ControllerMessage) -> None:
         match message:
-            case Shape(rules=rules):
+            case Shape(rules=rules, schedule=schedule, since_s=since_s):
                 with self._shaping:
-                    self._shaper.apply(rules)
+                    self._shaper.apply(rules_at(rules, schedule, since_s))
                 self._rules = rules
                 await self._send(Shaped(mechanism=self._shaper.mechanism()))
             case Start():
                 await self._start(message)
-            case Begin():
+            case Begin(elapsed_s=elapsed_s):
                 if self._clock is not None:
-                    self._clock.begin()
+                    self._clock.begin(elapsed_s)
             case BarrierOpen(name=name):
                 self._barriers.pop(name, asyncio.Event()).set()
             case ReadCounters():
@@ -230,7 +239,7 @@ class Agent:
         finally:
             self._starting = False
         user = pwd.getpwuid(os.geteuid() if start.uid is None else start.uid).pw_name
-        self._clock = self._set_clock(start.schedule, self._program)
+        self._clock = self._set_clock(start.schedule, start.since_s, self._program)
         await self._send(Started(pid=self._program.pid, user=user))
         self._watch = asyncio.create_task(self._see_it_end(self._program, out, self._clock))
 
@@ -244,35 +253,8 @@ class Agent:
         await self._device_socket.close()
         by_event = clock is not None and clock.killed and code == -signal.SIGKILL
         await self._send(Exited(code=code, last_lines=program.last_lines, by_event=by_event))
-        await self._send(Collected(left_out=tuple(await self._send_files(out))))
+        await self._send(Collected(left_out=await send_files(out, self._send)))
         self._program = None
-
-    async def _send_files(self, out: Path) -> list[str]:
-        """Send what the program left under TESTBED_OUT; return what was too large or not a plain file."""
-        left_out, budget = [], COLLECT_LIMIT_BYTES
-        for path in sorted(out.rglob("*")):
-            name = str(path.relative_to(out))
-            if path.is_dir() and not path.is_symlink():
-                continue
-            if path.is_symlink() or not path.is_file() or path.stat().st_size > budget or not name.isprintable():
-                left_out.append(ascii(name)[1:-1])
-                continue
-            budget -= path.stat().st_size
-            try:
-                await self._send_file(path, name)
-            except OSError as error:
-                left_out.append(f"{name} ({error.strerror})")
-        return left_out
-
-    async def _send_file(self, path: Path, name: str) -> None:
-        with path.open("rb") as file:
-            data = file.read(FILE_CHUNK_BYTES)
-            while True:
-                following = file.read(FILE_CHUNK_BYTES)
-                await self._send(File(path=name, data=data, last=not following))
-                if not following:
-                    return
-                data = following
 
     async def _stop_program(self, grace_s: float) -> None:
         if self._program is not None:
@@ -282,7 +264,7 @@ class Agent:
 
     # What happens meanwhile
 
-    def _set_clock(self, schedule: Schedule, program: Program) -> EventClock | None:
+    def _set_clock(self, schedule: Schedule, since_s: float | None, program: Program) -> EventClock | None:
         """Make the clock of a schedule, not begun yet; None where nothing happens."""
         if self._rules is None or schedule == Schedule():
             return None
@@ -304,6 +286,7 @@ class Agent:
             signal_program=program.signal,
             on_row=on_row,
             on_error=on_error,
+            since_s=since_s,
         )
 
     def _stop_clock(self) -> None:
@@ -376,7 +359,7 @@ def main() -> None:
     # Process 1 gets no signal that it does not handle; the loop takes over once it runs.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        interface = arguments.interface or _join_networks(arguments.endpoint)
+        interface = arguments.interface or _join_networks(arguments.endpoint, arguments.folder)
     except TestbedError as error:
         sys.exit(str(error))
 
@@ -386,12 +369,13 @@ def main() -> None:
     asyncio.run(serve())
 
 
-def _join_networks(endpoint: str) -> str:
+def _join_networks(endpoint: str, folder: Path) -> str:
     """Keep the network to the controller for ourselves; return the interface of the data network."""
     control = ControlNetwork.find(endpoint)
     if control is None:
         raise UnsupportedError(f"--interface: must be given with an endpoint that is no TCP address, got {endpoint}")
     interface = control.data_interface()
+    control.rank_addresses(folder)
     control.reserve()
     return interface
 

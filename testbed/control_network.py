@@ -4,6 +4,9 @@
     eth1  control network   this agent --TCP--> controller, nothing else: what a program sends here would go unshaped
 
 In network namespaces the controller is a Unix socket and there is nothing to keep. Uses the programs `ip` and `nft`.
+
+Engines write a line for each network into a container's /etc/hosts, in no order that they promise, so a device's own
+name means both addresses. getaddrinfo(3) ranks them by /etc/gai.conf, in the image a link to the file written here.
 """
 
 import json
@@ -13,14 +16,17 @@ import socket
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from testbed.errors import DeviceError
 
-__all__ = ["ControlNetwork"]
+__all__ = ["ControlNetwork", "name_order"]
 
 RESOLVE_TIMEOUT_S = 60.0
 RESOLVE_PERIOD_S = 0.5
+PRECEDENCES = {"::1/128": 50, "::/0": 40, "2002::/16": 30, "::/96": 20, "::ffff:0:0/96": 10}
+"""Of getaddrinfo itself (gai.conf(5)): a file that gives one has to give all."""
 _TCP = re.compile(r"tcp://([^:]+):(\d+)")
 
 
@@ -58,6 +64,13 @@ class ControlNetwork:
             )
         return str(names[0])
 
+    def rank_addresses(self, folder: Path) -> None:
+        """Let the device's own name mean its address on the data network first (see images/Dockerfile)."""
+        (shown,) = _ip("-4", "address", "show", "dev", self.data_interface())
+        file = folder / "gai.conf"
+        file.write_text(name_order(shown["addr_info"][0]["local"]))
+        file.chmod(0o644)
+
     def reserve(self) -> None:
         """Drop what anybody but this process's user sends to this network, and all that comes from others.
 
@@ -82,6 +95,12 @@ table inet testbed_control {{
 }}
 """
         _run("nft", "-f", "-", text=rules)
+
+
+def name_order(preferred: str) -> str:
+    """Return a gai.conf that puts the IPv4 address `preferred` before every other."""
+    ranks = {**PRECEDENCES, f"::ffff:{preferred}/128": 100}
+    return "".join(f"precedence {prefix} {rank}\n" for prefix, rank in ranks.items())
 
 
 def _resolve(host: str) -> str:

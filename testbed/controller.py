@@ -22,6 +22,7 @@ from typing import Any
 from testbed import probe
 from testbed.display import Display
 from testbed.errors import CalibrationError, InputError, InterruptError, TestbedError, UnsupportedError
+from testbed.event_clock import SIGNALS
 from testbed.expect import Verdict, judge
 from testbed.fleet import Fleet, Identity, Job
 from testbed.links import rules_for
@@ -69,6 +70,7 @@ class Outcome:
 
 def run(scenario: Scenario, options: Options, display: Display) -> Outcome:
     """Run a scenario to its end. Raises TestbedError; the run folder then says `failed`."""
+    _check_events(scenario, options)
     check(scenario)
     record = Record.create(name=scenario.name, scenario=scenario.dump(), out=options.out)
     with _recording(record):
@@ -260,6 +262,19 @@ def _check_cpus(scenario: Scenario, options: Options) -> None:
             f"devices.cpus: must add up to at most this machine's {cores} cores, got {sum(caps):g}; give the devices "
             "less (null sets no limit), or run with --go-on and do not believe the figures"
         )
+
+
+def _check_events(scenario: Scenario, options: Options) -> None:
+    """Refuse events that neither the runtime nor an agent can carry out."""
+    able = RUNTIMES[options.runtime].acts | SIGNALS.keys()
+    faults = [
+        f"events[{number}].action: must be {' or '.join(sorted(able))} with --runtime {options.runtime}, got "
+        f"{event.action!r}; only an engine starts a device again: use --runtime docker or netns"
+        for number, event in enumerate(scenario.events)
+        if event.device is not None and event.action not in able
+    ]
+    if faults:
+        raise UnsupportedError("\n".join(faults))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from testbed.errors import TestbedError, UnsupportedError
 from testbed.runtimes.cgroups import DeviceGroups, find_hierarchies
 from testbed.runtimes.container import image_name
-from testbed.runtimes.docker import inspect_engine
+from testbed.runtimes.engine import inspect_engine
 from testbed.shaper.features import FEATURES, PROGRAMS, missing_features, missing_programs
 
 __all__ = ["Finding", "examine"]

@@ -6,9 +6,7 @@ A thread of the agent, so that no message keeps it waiting. Times in rows are se
 scenario, `applied_s` when the kernel had been told, `acknowledged_s` when it had answered with what was asked.
 """
 
-import contextlib
 import itertools
-import os
 import signal
 import threading
 import time
@@ -16,21 +14,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from testbed.errors import TestbedError
+from testbed.event_row import Row, event_row
+from testbed.event_schema import DeviceAction
 from testbed.links import DeviceRules, LinkRule
-from testbed.schedule import DeviceAction, Moment, Schedule, timeline
+from testbed.schedule import Moment, Schedule, rules_at, timeline
 from testbed.shaper import PreparedChange, Shaper
+from testbed.urgency import go_first
 
-__all__ = ["EventClock", "Row"]
+__all__ = ["SIGNALS", "EventClock"]
 
-Row = dict[str, str | int | float | bool | None]
-
-FIRST = -20
-"""The niceness of what may not wait."""
-SIGNALS = {"pause": signal.SIGSTOP, "resume": signal.SIGCONT, "kill": signal.SIGKILL}
+SIGNALS: dict[DeviceAction, signal.Signals] = {
+    "pause": signal.SIGSTOP,
+    "resume": signal.SIGCONT,
+    "kill": signal.SIGKILL,
+}
 
 
 class EventClock:
-    """The schedule of one program's run. `lock` guards the shaper against its other users."""
+    """The schedule of one program's run. `lock` guards the shaper against its other users.
+
+    What was due until `since_s` is passed over: it is in the kernel already.
+    """
 
     def __init__(
         self,
@@ -42,19 +46,22 @@ class EventClock:
         signal_program: Callable[[signal.Signals], None],
         on_row: Callable[[Row], None],
         on_error: Callable[[TestbedError], None],
+        since_s: float | None = None,
     ):
-        self._moments = timeline(rules, schedule)
+        moments = timeline(rules, schedule)
+        self._moments = itertools.dropwhile(lambda moment: since_s is not None and moment.at_s <= since_s, moments)
         self._device, self._shaper, self._lock = rules.device, shaper, lock
         self._signal_program, self._on_row, self._on_error = signal_program, on_row, on_error
-        self._losses = {rule.source: rule.loss for rule in rules.rules}
+        shaped = rules if since_s is None else rules_at(rules, schedule, since_s)
+        self._losses = {rule.source: rule.loss for rule in shaped.rules}
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self.killed = False
         """Whether an event has killed the program."""
 
-    def begin(self) -> None:
-        """Start the clock now."""
-        self._thread = threading.Thread(target=self._run, args=(time.monotonic(),), daemon=True)
+    def begin(self, elapsed_s: float = 0.0) -> None:
+        """Start the clock, which shows `elapsed_s` now."""
+        self._thread = threading.Thread(target=self._run, args=(time.monotonic() - elapsed_s,), daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -64,7 +71,7 @@ class EventClock:
             self._thread.join()
 
     def _run(self, began: float) -> None:
-        _go_first()
+        go_first()
         try:
             for at_s, moments in _together(self._moments):
                 latest = {moment.rule.source: moment.rule for moment in moments if moment.rule is not None}
@@ -94,37 +101,32 @@ class EventClock:
             if moment.rule is not None:
                 rule = latest[moment.rule.source]
                 self._losses[rule.source] = rule.loss
-                asked: Row = {"source": rule.source, "action": "link"}
-                asked["rate_mbps"] = None if rule.rate_bps is None else rule.rate_bps / 1e6
-                asked["loss_pct"] = 100 * rule.loss.mean
-                self._report(moment, asked, applied_s, acknowledged_s)
+                row = event_row(
+                    moment.number,
+                    self._device,
+                    "link",
+                    intended_s=moment.at_s,
+                    applied_s=applied_s,
+                    acknowledged_s=acknowledged_s,
+                    source=rule.source,
+                    rate_mbps=None if rule.rate_bps is None else rule.rate_bps / 1e6,
+                    loss_pct=100 * rule.loss.mean,
+                )
+                self._on_row(row)
 
     def _act(self, moment: Moment, action: DeviceAction, began: float) -> None:
         self.killed = self.killed or action == "kill"
         self._signal_program(SIGNALS[action])  # the kernel has noted it for every process of the group on return
-        applied_s = time.monotonic() - began
-        asked: Row = {"source": None, "action": action, "rate_mbps": None, "loss_pct": None}
-        self._report(moment, asked, applied_s, applied_s)
-
-    def _report(self, moment: Moment, asked: Row, applied_s: float, acknowledged_s: float) -> None:
-        times: Row = {
-            "intended_s": moment.at_s,
-            "applied_s": round(applied_s, 6),
-            "acknowledged_s": round(acknowledged_s, 6),
-            "late_ms": round(1e3 * (applied_s - moment.at_s), 3),
-        }
-        self._on_row({"event": moment.number, "destination": self._device, **asked, **times})
-
-
-def _go_first() -> None:
-    """Put this thread, and the tools that it starts, before other programs of the machine where that is allowed.
-
-    Each change takes about a millisecond of processor time; late ones would make the network another than asked.
-    """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), FIRST)
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
+        now_s = time.monotonic() - began
+        row = event_row(
+            moment.number,
+            self._device,
+            action,
+            intended_s=moment.at_s,
+            applied_s=now_s,
+            acknowledged_s=now_s,
+        )
+        self._on_row(row)
 
 
 def _together(moments: Iterator[Moment]) -> Iterator[tuple[float, list[Moment]]]:

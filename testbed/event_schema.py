@@ -1,7 +1,7 @@
 """The `events` block of a scenario: what happens to links and devices while the program runs."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import ConfigDict, Field
 from pydantic_core import InitErrorDetails
@@ -12,9 +12,11 @@ from testbed.fields import DeviceName, Text
 from testbed.link_schema import LinkChanges, LinkSelector
 from testbed.traces import LEAST_RATE_BPS, Course, TraceError, read
 
-__all__ = ["Event", "Trace"]
+__all__ = ["DEVICE_ACTIONS", "DeviceAction", "Event", "Trace"]
 
-DEVICE_ACTIONS = ("pause", "resume", "kill", "restart")
+DeviceAction = Literal["pause", "resume", "kill", "restart"]
+DEVICE_ACTIONS: Final[tuple[DeviceAction, ...]] = get_args(DeviceAction)
+DEVICE_RULE = "pause, resume, kill or restart"
 LINK_ACTIONS = ("partition", "heal", "flap")
 FLAP_KEYS = ("down_s", "up_s", "times")
 
@@ -72,14 +74,14 @@ class Event(Block):
         Annotated[
             Literal["pause", "resume", "kill", "restart", "partition", "heal", "flap"],
             Rule(
-                "pause, resume or kill for a device, partition, heal or flap for links",
+                f"{DEVICE_RULE} for a device, partition, heal or flap for links",
                 "name what happens to device or link",
             ),
         ]
         | None,
         OMITTABLE,
     ] = None
-    """What happens to the device's program (pause, resume, kill) or to the links (partition, heal, flap)."""
+    """What happens to the device (pause, resume, kill, restart) or to the links (partition, heal, flap)."""
     down_s: Annotated[Seconds | None, OMITTABLE] = None
     """How long flapping links are broken each time, in seconds."""
     up_s: Annotated[Seconds | None, OMITTABLE] = None
@@ -110,12 +112,9 @@ class Event(Block):
         if "device" in data:
             yield from (_absent(data, key, "device") for key in ("set", "trace") if key in data)
             if "action" not in data:
-                yield fault_at(("action",), None, violation("given", "add action: pause, resume or kill", absent=True))
+                yield fault_at(("action",), None, violation("given", f"add action: {DEVICE_RULE}", absent=True))
             elif action in LINK_ACTIONS:
-                yield fault_at(("action",), action, violation("pause, resume or kill", "it happens to links"))
-            elif action == "restart":
-                rule = violation("pause, resume or kill", "events cannot restart a device yet")
-                yield fault_at(("action",), action, rule)
+                yield fault_at(("action",), action, violation(DEVICE_RULE, "it happens to links"))
         else:
             if sum(key in data for key in ("set", "trace", "action")) != 1:
                 rule = violation("one of set, trace and action", "keep or add one")

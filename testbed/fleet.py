@@ -1,7 +1,8 @@
 """The agents of one run, seen from the controller: what each was told and what it said.
 
-    controller --create, shape, execute, ...--> Fleet --protocol over ROUTER--> agent, agent, ...
-                                                  └── rows, logs, marks, files --> Record, progress --> Display
+    controller --create, shape, execute, ...--> Fleet --Mailbox--> agent, agent, ...
+                                                 │└── rows, logs, marks, files --> Record, progress --> Display
+                                                 └── DeviceEvents: devices that pause, die, come back
 
 Every wait has a deadline and names the devices that did not answer. Knows nothing of what the program computes, where
 devices live (a `Runtime` does) or how a link is shaped (an agent does).
@@ -12,15 +13,16 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import zmq
-
+from testbed.device_events import DeviceEvents
 from testbed.display import Display
-from testbed.errors import DeviceError, InputError, RuntimeFailureError, UnsupportedError
+from testbed.errors import DeviceError, InputError, UnsupportedError
+from testbed.known_device import KnownDevice
 from testbed.links import rules_for
+from testbed.mailbox import Mailbox
 from testbed.protocol import (
     PING_PERIOD_S,
     SILENCE_LIMIT_S,
@@ -50,15 +52,12 @@ from testbed.protocol import (
     Start,
     Started,
     Stop,
-    decode_agent,
-    encode,
 )
 from testbed.record import Record
-from testbed.roster import Roster
 from testbed.runtimes import Runtime
 from testbed.runtimes.surroundings import Identity, Surroundings
-from testbed.scenario import DeviceSpec, Scenario, device_names
-from testbed.schedule import Schedule, schedule_for
+from testbed.scenario import Scenario, device_names
+from testbed.schedule import Schedule
 
 __all__ = ["Fleet", "Identity", "Job"]
 
@@ -87,49 +86,23 @@ class Job:
     """Whether the scenario's events happen while it runs."""
 
 
-@dataclass
-class _Device:
-    """What is known of one device."""
-
-    rank: int
-    spec: DeviceSpec
-    address: str | None = None
-    heard_at: float = 0.0
-    shaped: bool = False
-    mechanism: dict[str, str] = field(default_factory=dict)
-    started: bool = False
-    user: str = ""
-    exited: Exited | None = None
-    collected: bool = False
-    counters: dict[str, LinkCount] | None = None
-
-
 class Fleet:
     """The controlling end of one run's devices. Use as a context manager: leaving it tells the agents to leave."""
 
     def __init__(self, scenario: Scenario, runtime: Runtime, record: Record, display: Display):
         self._scenario, self._runtime, self._record, self._display = scenario, runtime, record, display
         names = device_names(scenario.devices.count)
-        self._devices = {name: _Device(rank, scenario.devices.spec(name)) for rank, name in enumerate(names)}
-        self._roster = Roster(names)
+        self._devices = {name: KnownDevice(rank, scenario.devices.spec(name)) for rank, name in enumerate(names)}
         self._barriers: dict[str, set[str]] = {}
         self._pinged_at = 0.0
         self._held = False
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self._socket.setsockopt(zmq.LINGER, 500)
+        self._mailbox = Mailbox(names, lambda line: record.log("testbed", line))
+        self._events = DeviceEvents(
+            scenario, runtime, self._devices, mailbox=self._mailbox, record=record, on_down=self._leave_barriers
+        )
 
     def __enter__(self) -> "Fleet":
-        endpoint = self._runtime.endpoint()
-        try:
-            self._socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            raise RuntimeFailureError(
-                f"controller: must be able to listen at {endpoint}, got {error}; a Docker engine has to run on this "
-                "very machine (not in a virtual machine of its own), or use docker compose"
-            ) from error
+        self._mailbox.bind(self._runtime.endpoint())
         return self
 
     def __exit__(
@@ -137,9 +110,7 @@ class Fleet:
     ) -> None:
         if not self._held:
             self._broadcast(Bye())
-            for connection in self._roster.surplus:
-                self._send_to(connection, Bye())
-        self._context.destroy(linger=500)
+        self._mailbox.close()
 
     # Devices and links
 
@@ -155,12 +126,12 @@ class Fleet:
             self._runtime.register_timeout_s,
             lambda: f"agent of {self._lacking_text(lambda device: device.address is not None)} never reported",
         )
-        if self._roster.nameless:
+        if self._mailbox.roster.nameless:
             # Whoever started the devices may have started too many: give the others time to report too.
             settled_at = time.monotonic() + SETTLE_S
             while time.monotonic() < settled_at:
                 self._pump()
-        if faults := self._roster.faults({name: device.spec for name, device in self._devices.items()}):
+        if faults := self._mailbox.roster.faults({name: device.spec for name, device in self._devices.items()}):
             raise InputError(faults)
 
     def shape(self, *, with_loss: bool = True) -> None:
@@ -169,7 +140,7 @@ class Fleet:
         for name, device in self._devices.items():
             device.shaped = False
             rules = rules_for(self._scenario, name, addresses)
-            self._send(name, Shape(rules=rules if with_loss else rules.without_loss()))
+            self._mailbox.send(name, Shape(rules=rules if with_loss else rules.without_loss()))
         self._wait(
             lambda: not self._lacking(lambda device: device.shaped),
             SHAPE_TIMEOUT_S,
@@ -198,9 +169,9 @@ class Fleet:
             self._stop_and_collect()
 
     def counters(self) -> dict[str, dict[str, LinkCount]]:
-        """Read the counters of every link, by destination and source."""
+        """Read the counters of every link whose destination is not down, by destination and source."""
         for device in self._devices.values():
-            device.counters = None
+            device.counters = {} if device.state == "down" else None
         self._broadcast(ReadCounters())
         self._wait(
             lambda: not self._lacking(lambda device: device.counters is not None),
@@ -226,43 +197,48 @@ class Fleet:
     def _start(self, job: Job, identity: Identity) -> None:
         self._barriers.clear()
         place = self._runtime.surroundings(Surroundings(identity, job.folder))
-        master = self._devices[next(iter(self._devices))].address or ""
         for name, device in self._devices.items():
             device.started, device.exited, device.collected = False, None, False
-            environment = {
-                **place.identity.environment(),
-                "RANK": str(device.rank),
-                "WORLD_SIZE": str(len(self._devices)),
-                "LOCAL_RANK": "0",
-                "MASTER_ADDR": master,
-                "MASTER_PORT": str(MASTER_PORT),
-                "OMP_NUM_THREADS": str(math.ceil(device.spec.cpus or os.cpu_count() or 1)),
-                "PYTHONUNBUFFERED": "1",
-                "TESTBED_DEVICE": name,
-                "TESTBED_CPUS": "" if device.spec.cpus is None else f"{device.spec.cpus:g}",
-            }
-            start = Start(
+            device.start = Start(
                 command=job.command,
-                environment=environment,
+                environment=self._environment(name, device, place.identity),
                 config=json.dumps(job.config),
                 folder=str(place.folder),
                 uid=place.identity.uid,
                 gid=place.identity.gid,
-                schedule=schedule_for(self._scenario, name) if job.with_events else Schedule(),
+                schedule=self._events.agents_schedule(name) if job.with_events else Schedule(),
             )
-            self._send(name, start)
+            self._mailbox.send(name, device.start)
         self._wait(
             lambda: not self._lacking(lambda device: device.started),
             START_TIMEOUT_S,
             lambda: f"{job.name} on {self._lacking_text(lambda device: device.started)} did not start",
         )
         self._broadcast(Begin())
+        if job.with_events:
+            self._events.begin()
+
+    def _environment(self, name: str, device: KnownDevice, identity: Identity) -> dict[str, str]:
+        return {
+            **identity.environment(),
+            "RANK": str(device.rank),
+            "WORLD_SIZE": str(len(self._devices)),
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": self._devices[next(iter(self._devices))].address or "",
+            "MASTER_PORT": str(MASTER_PORT),
+            "OMP_NUM_THREADS": str(math.ceil(device.spec.cpus or os.cpu_count() or 1)),
+            "PYTHONUNBUFFERED": "1",
+            "TESTBED_DEVICE": name,
+            "TESTBED_CPUS": "" if device.spec.cpus is None else f"{device.spec.cpus:g}",
+        }
 
     def _stop_and_collect(self) -> None:
         """End what still runs and take in the files that the programs left."""
+        self._events.stop()
         for name, device in self._devices.items():
-            if device.started and device.exited is None and name not in self._runtime.exited():
-                self._send(name, Stop(grace_s=STOP_GRACE_S))
+            running = (device.started and device.exited is None) or device.state == "returning"
+            if running and name not in self._runtime.exited():
+                self._mailbox.send(name, Stop(grace_s=STOP_GRACE_S))
         deadline = time.monotonic() + COLLECT_TIMEOUT_S
         while time.monotonic() < deadline:
             gone = self._runtime.exited()
@@ -294,30 +270,24 @@ class Fleet:
                     device.heard_at = now
             self._pinged_at = now
             self._broadcast(Ping())
-        timeout = POLL_MS
-        while self._socket.poll(timeout):
-            timeout = 0
-            connection, frame = self._socket.recv_multipart()
-            try:
-                message = decode_agent(frame)
-            except ValueError as error:
-                self._record.log("testbed", f"dropped a frame from {connection!r}: {error}")
-                continue
-            name = self._roster.recognise(connection, message)
-            if name is None:
-                self._record.log("testbed", f"dropped a frame from unknown device {connection!r}")
-                continue
+        self._events.take_news()
+        for name, message in self._mailbox.receive(POLL_MS):
+            self._events.take_news()
             self._devices[name].heard_at = time.monotonic()
             self._handle(name, self._devices[name], message, stopping=stopping)
 
-    def _handle(self, name: str, device: _Device, message: AgentMessage, *, stopping: bool) -> None:
+    def _handle(self, name: str, device: KnownDevice, message: AgentMessage, *, stopping: bool) -> None:
+        if device.state == "down" and not isinstance(message, Hello | Log | Row | Mark):
+            return  # of the life that has ended
         match message:
-            case Hello(address=address):
-                device.address = address
+            case Hello():
+                self._events.welcome(name, message)
             case Shaped(mechanism=mechanism):
                 device.shaped, device.mechanism = True, mechanism
+                self._events.shaped(name)
             case Started(user=user):
                 device.started, device.user = True, user
+                self._events.started(name)
             case Log(line=line):
                 self._record.log(name, line)
             case Row(table=table, row=row):
@@ -336,6 +306,8 @@ class Fleet:
                 device.exited = message
                 if message.code != 0 and not stopping and not message.by_event:
                     raise DeviceError(self._describe_exit(name, message))
+                if not stopping:
+                    self._check_barriers()
             case Collected(left_out=left_out):
                 device.collected = True
                 if left_out:
@@ -358,10 +330,22 @@ class Fleet:
         if len(waiting) == len(self._devices):
             del self._barriers[barrier]
             self._broadcast(BarrierOpen(name=barrier))
-            return
-        ended = [other for other, device in self._devices.items() if device.exited is not None]
-        if ended:
-            raise DeviceError(f"device {name} waits at barrier {barrier!r}, but {', '.join(ended)} has ended")
+        self._check_barriers()
+
+    def _leave_barriers(self, name: str) -> None:
+        """Forget that a device waits, whose program is gone."""
+        for waiting in self._barriers.values():
+            waiting.discard(name)
+        self._check_barriers()
+
+    def _check_barriers(self) -> None:
+        """Raise DeviceError where a device waits for one that has ended."""
+        ended = [name for name, device in self._devices.items() if device.exited is not None]
+        for barrier, waiting in self._barriers.items():
+            if ended and waiting:
+                raise DeviceError(
+                    f"device {min(waiting)} waits at barrier {barrier!r}, but {', '.join(ended)} has ended"
+                )
 
     def _describe_exit(self, name: str, exited: Exited) -> str:
         how = f"exit code {exited.code}" if exited.code >= 0 else f"signal {-exited.code}"
@@ -372,29 +356,24 @@ class Fleet:
 
     def _check_agents(self) -> None:
         for name, device in self._devices.items():
-            if device.address is not None and time.monotonic() - device.heard_at > SILENCE_LIMIT_S:
+            silent_s = time.monotonic() - device.heard_at
+            if device.address is not None and device.state == "up" and silent_s > SILENCE_LIMIT_S:
                 raise DeviceError(f"device {name}: its agent must answer, got nothing for {SILENCE_LIMIT_S:g} s")
-        for name, code in self._runtime.exited().items():
-            said = "\n".join(f"    {line}" for line in self._runtime.agent_log(name).splitlines()[-20:])
-            raise DeviceError(f"device {name}: its agent ended with status {code}; its last lines:\n{said}")
+        self._events.check()
+        exited = self._runtime.exited()
+        self._events.take_news()
+        for name, code in exited.items():
+            if self._devices[name].state not in ("down", "returning"):
+                said = "\n".join(f"    {line}" for line in self._runtime.agent_log(name).splitlines()[-20:])
+                raise DeviceError(f"device {name}: its agent ended with status {code}; its last lines:\n{said}")
 
-    def _lacking(self, has: Callable[[_Device], bool]) -> list[str]:
+    def _lacking(self, has: Callable[[KnownDevice], bool]) -> list[str]:
         return [name for name, device in self._devices.items() if not has(device)]
 
-    def _lacking_text(self, has: Callable[[_Device], bool]) -> str:
+    def _lacking_text(self, has: Callable[[KnownDevice], bool]) -> str:
         return ", ".join(self._lacking(has))
 
     def _broadcast(self, message: ControllerMessage) -> None:
         for name, device in self._devices.items():
-            if device.address is not None:
-                self._send(name, message)
-
-    def _send(self, name: str, message: ControllerMessage) -> None:
-        self._send_to(self._roster.connection(name), message)
-
-    def _send_to(self, connection: bytes, message: ControllerMessage) -> None:
-        try:
-            self._socket.send_multipart([connection, encode(message)], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            # An agent that died is reported with its status by `_check_agents`; a ping to it is not the news.
-            self._record.log("testbed", f"could not send {message.kind} to {connection!r}: {error}")
+            if device.address is not None and device.state != "down":
+                self._mailbox.send(name, message)

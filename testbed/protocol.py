@@ -95,12 +95,14 @@ class Hello(_Message):
     """The first word of an agent: who it is, and its address on the data network.
 
     An agent without a name (`device` None) becomes whatever device is still to come, and says what limits it has.
+    `life` is another one each time an agent starts, so that one that repeats itself is told from one that is back.
     """
 
     kind: Literal["hello"] = "hello"
     device: str | None
     address: str
     pid: int
+    life: str
     limits: Limits | None = None
 
 
@@ -209,10 +211,15 @@ class Beat(_Message):
 
 
 class Shape(_Message):
-    """Put these rules in place of whatever is there; loss patterns and counters start at zero."""
+    """Put rules in place of whatever is there; loss patterns and counters start at zero.
+
+    Those rules are what has become of `rules` after `since_s` of `schedule`.
+    """
 
     kind: Literal["shape"] = "shape"
     rules: DeviceRules
+    schedule: Schedule = Schedule()
+    since_s: float = 0.0
 
 
 class Start(_Message):
@@ -227,12 +234,15 @@ class Start(_Message):
     gid: int | None = None
     schedule: Schedule = Schedule()
     """What happens while it runs, from `Begin` on."""
+    since_s: float | None = None
+    """What was due until then has happened (see `Shape`); None where the schedule is still to begin."""
 
 
 class Begin(_Message):
-    """Every device's program has started: begin the schedule now."""
+    """Every device's program has started: begin the schedule now, or go on where it has been for `elapsed_s`."""
 
     kind: Literal["begin"] = "begin"
+    elapsed_s: float = 0.0
 
 
 class BarrierOpen(_Message):

@@ -84,7 +84,7 @@ def _device(name: str, spec: DeviceSpec) -> dict[str, Any]:
         "tmpfs": [f"{place}:{options}" for place, options in TMPFS.items()],
         "cpu_period": period_us,
         "volumes": [f"cache:{CACHE_FOLDER}:ro"],
-        "networks": {"data": {"priority": 1}, "control": {}},
+        "networks": ["data", "control"],
     }
     if quota_us is not None:
         service["cpu_quota"] = quota_us

@@ -8,21 +8,29 @@ happens to a link, and `heal` shows it again. Who applies the changes, and when 
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from testbed.event_schema import Event
+from testbed.event_schema import DEVICE_ACTIONS, DeviceAction, Event
 from testbed.links import DeviceRules, LinkRule
 from testbed.loss import Bernoulli, Loss
 from testbed.scenario import LinkSettings, Scenario, device_names
 from testbed.traces import LEAST_RATE_BPS, Course, Step, steps_of
 
-__all__ = ["Change", "DeviceEvent", "LinkEvent", "Moment", "Schedule", "schedule_for", "timeline"]
+__all__ = [
+    "Change",
+    "DeviceEvent",
+    "LinkEvent",
+    "Moment",
+    "Schedule",
+    "device_events",
+    "rules_at",
+    "schedule_for",
+    "timeline",
+]
 
 ALL_LOST = Bernoulli(1.0)
-
-DeviceAction = Literal["pause", "resume", "kill"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class LinkEvent:
 
 @dataclass(frozen=True)
 class DeviceEvent:
-    """Something that happens to the program of a device."""
+    """Something that happens to a device."""
 
     number: int
     at_s: float
@@ -76,20 +84,35 @@ class Moment:
     action: DeviceAction | None = None
 
 
-def schedule_for(scenario: Scenario, destination: str) -> Schedule:
-    """Return what happens to the device `destination` and to the links that end there."""
+def schedule_for(scenario: Scenario, destination: str, actions: Collection[DeviceAction] = DEVICE_ACTIONS) -> Schedule:
+    """Return what happens to links that end at `destination`, and those of `actions` that happen to it itself."""
     names = device_names(scenario.devices.count)
     links: list[LinkEvent] = []
-    device: list[DeviceEvent] = []
     for number, event in enumerate(scenario.events):
         if event.link is not None:
             link = event.link
             sources = tuple(name for name in names if name != destination and link.covers(name, destination))
             if sources:
                 links += _link_events(number, event, sources)
-        elif event.device == destination and event.action in ("pause", "resume", "kill"):
-            device.append(DeviceEvent(number, event.at_s, event.action))
-    return Schedule(tuple(links), tuple(device))
+    return Schedule(tuple(links), device_events(scenario, destination, actions))
+
+
+def device_events(scenario: Scenario, device: str, actions: Collection[DeviceAction]) -> tuple[DeviceEvent, ...]:
+    """Return those of `actions` that happen to a device, in order of time."""
+    found = [
+        DeviceEvent(number, event.at_s, action)
+        for number, event in enumerate(scenario.events)
+        for action in actions
+        if event.device == device and event.action == action
+    ]
+    return tuple(sorted(found, key=lambda event: (event.at_s, event.number)))
+
+
+def rules_at(rules: DeviceRules, schedule: Schedule, at_s: float) -> DeviceRules:
+    """Return what has become of `rules` by `at_s`."""
+    so_far = itertools.takewhile(lambda moment: moment.at_s <= at_s, timeline(rules, schedule))
+    latest = {moment.rule.source: moment.rule for moment in so_far if moment.rule is not None}
+    return replace(rules, rules=tuple(latest.get(rule.source, rule) for rule in rules.rules))
 
 
 def timeline(rules: DeviceRules, schedule: Schedule) -> Iterator[Moment]:

@@ -3,8 +3,12 @@
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from whole_runs import TESTBED, environment
 
 REQUIRED_LAYERS = frozenset(filter(None, os.environ.get("REQUIRE", "").split(",")))
 
@@ -51,3 +55,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skip = pytest.mark.skip(reason=f"{layer} tests need {missing}")
         for item in belonging:
             item.add_marker(skip)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A short folder (Unix socket paths are limited to 107 bytes) for results, with state and cache of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="tb-"))
+    yield folder
+    subprocess.run([*TESTBED, "down"], env=environment(folder), capture_output=True, timeout=60)
+    shutil.rmtree(folder)

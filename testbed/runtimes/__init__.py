@@ -9,6 +9,7 @@ makes bears the run's id, so that `remove` finds it again after a crash, in anot
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from testbed.event_schema import DeviceAction
 from testbed.runtimes.compose import ComposeRuntime
 from testbed.runtimes.docker import DockerRuntime
 from testbed.runtimes.netns import NetnsRuntime
@@ -21,6 +22,11 @@ __all__ = ["RUNTIMES", "Runtime", "RuntimeKind"]
 
 class Runtime(Protocol):
     """The devices of one run."""
+
+    @property
+    def acts(self) -> frozenset[DeviceAction]:
+        """What `act` can do to whole devices; agents do what else they can, to the program alone."""
+        ...
 
     @property
     def register_timeout_s(self) -> float:
@@ -59,6 +65,14 @@ class Runtime(Protocol):
         """Whether the kernel has killed a process of this device for want of memory."""
         ...
 
+    def act(self, device: str, action: DeviceAction) -> None:
+        """Do one of `acts` to a device, and return once it is done; nothing if the device is so already.
+
+        `restart` ends all that runs there and starts the agent alone, which has to be told everything again. May be
+        called from several threads, for a device from one of them.
+        """
+        ...
+
     def enter(self, device: str, command: Sequence[str]) -> list[str]:
         """Command line that runs `command` inside a device, limits included."""
         ...
@@ -70,6 +84,11 @@ class Runtime(Protocol):
 
 class RuntimeKind(Protocol):
     """What makes a `Runtime`: its class."""
+
+    @property
+    def acts(self) -> frozenset[DeviceAction]:
+        """See `Runtime`."""
+        ...
 
     def __call__(self, state: RunState, *, uncapped: bool = False) -> Runtime:
         """Speak for the devices of the run that `state` describes, existing or not."""

@@ -8,8 +8,10 @@ agents report with the scenario's.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from testbed.errors import UnsupportedError
+from testbed.event_schema import DeviceAction
 from testbed.runtimes.container import CONTROL_PORT, PROGRAM
 from testbed.runtimes.state import ProcessId, RunState
 from testbed.runtimes.surroundings import Surroundings
@@ -22,6 +24,8 @@ class ComposeRuntime:
     """The devices of one run, as they report."""
 
     name = "compose"
+    acts: ClassVar[frozenset[DeviceAction]] = frozenset()
+    """Containers are the engine's, which this one may not talk to."""
     register_timeout_s = 300.0
     """Other machines may have to fetch the image first."""
 
@@ -57,6 +61,10 @@ class ComposeRuntime:
     def out_of_memory(self, device: str) -> bool:
         """Out of reach: the engine knows."""
         return False
+
+    def act(self, device: str, action: DeviceAction) -> None:
+        """Refuse: see `acts`."""
+        raise UnsupportedError(f"device {device}: --runtime compose cannot {action} a container; use --runtime docker")
 
     def enter(self, device: str, command: Sequence[str]) -> list[str]:
         """Refuse: Compose itself enters its containers."""

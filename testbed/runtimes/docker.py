@@ -4,26 +4,26 @@
       │ container testbed-<id>-d0: agent as process 1 (NET_ADMIN), program without capabilities as user `program`
     testbed-<id>-control   internal network: agents --TCP--> its gateway address, which is this machine
 
-Everything bears the label `astra-testbed.run`, by which it is found again. Sole importer of the Docker SDK; shapes
-nothing (agents do). The program's files are those of the image (see `images/`); what `prepare` left on this machine is
-mounted read-only.
+Everything bears the label `astra-testbed.run`, by which it is found again. Shapes nothing (agents do). The program's
+files are those of the image (see `images/`); what `prepare` left on this machine is mounted read-only.
 """
 
 import contextlib
+import ipaddress
+import itertools
 import math
-import os
-import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import docker
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
-from docker.types import DeviceRequest
+from docker.errors import ImageNotFound
+from docker.types import DeviceRequest, IPAMConfig, IPAMPool
 
 from testbed.errors import RuntimeFailureError, UnsupportedError
+from testbed.event_schema import DEVICE_ACTIONS, DeviceAction
 from testbed.runtimes.cgroups import cpu_quota
 from testbed.runtimes.container import (
     AGENT_FOLDER,
@@ -35,67 +35,37 @@ from testbed.runtimes.container import (
     TMPFS,
     image_name,
 )
+from testbed.runtimes.engine import asking, connect, gone_is_fine
 from testbed.runtimes.state import ProcessId, RunState
 from testbed.runtimes.surroundings import Surroundings, cache_folder
 from testbed.scenario import DeviceSpec
 
-__all__ = ["DockerRuntime", "Engine", "inspect_engine"]
+__all__ = ["DockerRuntime"]
 
 RUN_LABEL = "astra-testbed.run"
 DEVICE_LABEL = "astra-testbed.device"
-DEFAULT_HOST = "unix:///var/run/docker.sock"
 POLL_PERIOD_S = 0.5
 """How often the engine is asked who has exited; the controller asks ten times a second."""
 LOG_LINES = 50
+SUBNET_ATTEMPTS = 5
 REMOVE_ATTEMPTS = 50
 REMOVE_PAUSE_S = 0.1
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What `testbed doctor` wants to know of the engine."""
-
-    version: str
-    cgroup_version: str
-    has_gpus: bool
-    """Whether NVIDIA's container toolkit has given it a runtime."""
-    images: tuple[str, ...]
-
-
-def inspect_engine() -> Engine:
-    """Ask the engine about itself. Raises UnsupportedError if it does not answer."""
-    with contextlib.closing(_connect()) as client:
-        facts = client.info()
-        tags = [tag for image in client.api.images() for tag in image["RepoTags"] or ()]
-    version, cgroup_version = str(facts["ServerVersion"]), str(facts.get("CgroupVersion", "1"))
-    return Engine(version, cgroup_version, "nvidia" in facts.get("Runtimes", {}), tuple(tags))
-
-
-def _connect() -> docker.DockerClient:
-    host = os.environ.get("DOCKER_HOST") or DEFAULT_HOST
-    try:
-        if host.startswith("unix://"):  # tried first, because the SDK buries the reason and leaks the socket
-            with socket.socket(socket.AF_UNIX) as trial:
-                trial.connect(host.removeprefix("unix://"))
-        return docker.from_env()
-    except (DockerException, OSError) as error:
-        denied = isinstance(error, PermissionError)
-        todo = "join the group docker, or be root" if denied else "install Docker Engine 20.10 or newer and start it"
-        message = f"docker: an engine must answer at {host}, got {error}; {todo} (--runtime netns needs none)"
-        raise UnsupportedError(message) from error
 
 
 class DockerRuntime:
     """The devices of one run, each a container."""
 
     name = "docker"
+    acts: ClassVar[frozenset[DeviceAction]] = frozenset(DEVICE_ACTIONS)
     register_timeout_s = 30.0
 
     def __init__(self, state: RunState, *, uncapped: bool = False):
         self._state, self._uncapped = state, uncapped
-        self._engine_client: docker.DockerClient | None = None
+        self._clients: dict[int, docker.DockerClient] = {}
         self._containers: dict[str, Any] = {}
         self._exited: dict[str, int] = {}
+        self._num_restarts = 0
+        self._noting = threading.Lock()
         self._polled_at = -math.inf
         self._created_at = time.time()
 
@@ -112,12 +82,14 @@ class DockerRuntime:
     def create(self, specs: Mapping[str, DeviceSpec]) -> None:
         """Make the data network and a container for every device, and start the agents."""
         images = {spec.accelerator: self._image(spec.accelerator) for spec in specs.values()}
-        with self._asking("make the devices"):
-            self._make_network("data")
+        with asking("make the devices"):
+            addresses = self._make_data_network()
             control = self._engine.networks.get(self._name("control"))
             gateway = control.attrs["IPAM"]["Config"][0]["Gateway"]
-            for device, spec in specs.items():
-                container = self._make_container(device, spec, images[spec.accelerator], gateway)
+            for (device, spec), address in zip(specs.items(), addresses, strict=False):
+                container = self._make_container(
+                    device, spec, image=images[spec.accelerator], address=address, gateway=gateway
+                )
                 control.connect(container)
                 self._containers[device] = container
             for container in self._containers.values():
@@ -132,44 +104,67 @@ class DockerRuntime:
             wanted = {"cpu_period": period_us, "cpu_quota": -1 if quota_us is None else quota_us}
             if spec.memory_mb is not None:
                 wanted |= dict.fromkeys(("mem_limit", "memswap_limit"), spec.memory_mb * 10**6)
-            with self._asking(f"limit device {device} to {spec.cpus} CPUs and {spec.memory_mb} MB"):
+            with asking(f"limit device {device} to {spec.cpus} CPUs and {spec.memory_mb} MB"):
                 self._containers[device].update(**wanted)
 
     def agents(self) -> dict[str, ProcessId]:
         """Identify the agents by their process ids on this machine."""
         found = {}
-        for device, container in self._containers.items():
-            with self._asking(f"inspect device {device}"):
-                container.reload()
+        for device in self._containers:
+            with asking(f"inspect device {device}"):
+                state = self._engine.api.inspect_container(self._name(device))["State"]
             with contextlib.suppress(ProcessLookupError):
-                found[device] = ProcessId.of(container.attrs["State"]["Pid"])
+                found[device] = ProcessId.of(state["Pid"])
         return found
 
     def exited(self) -> dict[str, int]:
         """Exit status of each agent that is no longer running, by device."""
         if time.monotonic() - self._polled_at > POLL_PERIOD_S:
-            self._polled_at = time.monotonic()
-            with self._asking("list containers"):
-                listed = self._engine.api.containers(all=True, filters={**self._filter(), "status": ["exited", "dead"]})
-            for entry in listed:
-                device = entry["Labels"][DEVICE_LABEL]
-                if device not in self._exited:
-                    with self._asking(f"inspect device {device}"):
-                        self._exited[device] = self._engine.api.inspect_container(entry["Id"])["State"]["ExitCode"]
+            self._polled_at, before = time.monotonic(), self._num_restarts
+            found = {}
+            with asking("list containers"):
+                chosen = {**self._filter(), "status": ["exited", "dead"]}
+                for entry in self._engine.api.containers(all=True, filters=chosen):
+                    state = self._engine.api.inspect_container(entry["Id"])["State"]
+                    found[entry["Labels"][DEVICE_LABEL]] = int(state["ExitCode"])
+            if self._num_restarts == before:  # else some of it is no longer so
+                self._exited = found
         return dict(self._exited)
 
     def agent_log(self, device: str) -> str:
         """What the agent itself wrote, for error messages."""
-        with self._asking(f"read the log of device {device}"):
+        with asking(f"read the log of device {device}"):
             said: bytes = self._containers[device].logs(tail=LOG_LINES)
         return said.decode(errors="replace")
 
     def out_of_memory(self, device: str) -> bool:
         """Whether the kernel has killed a process of this device for want of memory."""
         chosen = {"container": self._containers[device].id, "event": "oom"}
-        with self._asking(f"read the events of device {device}"):
+        with asking(f"read the events of device {device}"):
             events = self._engine.events(since=int(self._created_at), until=int(time.time()) + 1, filters=chosen)
             return any(True for _ in events)
+
+    def act(self, device: str, action: DeviceAction) -> None:
+        """Pause, resume, kill or restart a container; its address, limits and mounts are those it had."""
+        api, name = self._engine.api, self._name(device)
+        with asking(f"{action} device {device}"):
+            state = api.inspect_container(name)["State"]
+            match action:
+                case "pause" if state["Running"] and not state["Paused"]:
+                    api.pause(name)
+                case "resume" if state["Paused"]:
+                    api.unpause(name)
+                case "kill" if state["Running"]:
+                    api.kill(name)
+                case "restart":
+                    if state["Running"]:
+                        api.kill(name)
+                    api.start(name)
+        if action == "restart":
+            self._num_restarts += 1
+            self._exited = {other: code for other, code in self._exited.items() if other != device}
+            with self._noting:
+                self._state = self._state.with_changes(agents=self.agents())
 
     def enter(self, device: str, command: Sequence[str]) -> list[str]:
         """Command line that runs `command` inside a device, limits included."""
@@ -178,15 +173,15 @@ class DockerRuntime:
 
     def remove(self) -> None:
         """Remove all containers and networks with the run's label; idempotent, also after a crash."""
-        with self._asking("remove the devices"):
+        with asking("remove the devices"):
             for _ in range(REMOVE_ATTEMPTS):
                 containers = self._engine.api.containers(all=True, filters=self._filter())
                 for container in containers:
-                    with _gone_is_fine():
+                    with gone_is_fine():
                         self._engine.api.remove_container(container["Id"], force=True, v=True)
                 networks = self._engine.api.networks(filters=self._filter())
                 for network in networks:
-                    with _gone_is_fine():
+                    with gone_is_fine():
                         self._engine.api.remove_network(network["Id"])
                 if not containers and not networks:
                     break
@@ -194,28 +189,48 @@ class DockerRuntime:
             else:
                 left = [entry["Id"] for entry in [*containers, *networks]]
                 raise RuntimeFailureError(f"docker: all of run {self._state.run_id} must go away, got {left} left")
-        self._engine.close()
-        self._engine_client = None
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
 
     # Making
 
-    def _make_network(self, role: str) -> Any:
+    def _make_network(self, role: str, subnet: str | None = None) -> Any:
         name = self._name(role)
-        with self._asking(f"make network {name}"):
-            made = self._engine.networks.create(name, driver="bridge", internal=True, labels=self._labels())
+        pool = None if subnet is None else IPAMConfig(pool_configs=[IPAMPool(subnet=subnet)])
+        with asking(f"make network {name}"):
+            made = self._engine.networks.create(name, driver="bridge", internal=True, labels=self._labels(), ipam=pool)
             made.reload()
         return made
 
-    def _make_container(self, device: str, spec: DeviceSpec, image: str, gateway: str) -> Any:
-        cache = cache_folder()
-        # The network given here comes first in /etc/hosts: programs that look their own name up must get a shaped one.
+    def _make_data_network(self) -> Iterator[str]:
+        """Make the data network; return the addresses for devices (the subnet's first is the gateway's).
+
+        A device that is restarted keeps its address only if it has asked for it, and may ask only where the subnet was
+        asked for too. So let the engine choose a free one, and ask for that.
+        """
+        for attempts_left in reversed(range(SUBNET_ATTEMPTS)):
+            chosen = self._make_network("data")
+            subnet = str(chosen.attrs["IPAM"]["Config"][0]["Subnet"])
+            chosen.remove()
+            try:
+                self._make_network("data", subnet)
+                break
+            except RuntimeFailureError:  # somebody else was quicker
+                if not attempts_left:
+                    raise
+        return (str(address) for address in itertools.islice(ipaddress.ip_network(subnet).hosts(), 1, None))
+
+    def _make_container(self, device: str, spec: DeviceSpec, *, image: str, address: str, gateway: str) -> Any:
+        cache, data = cache_folder(), self._name("data")
         return self._engine.containers.create(
             image,
             ["--device", device, "--endpoint", f"tcp://{gateway}:{CONTROL_PORT}", "--folder", AGENT_FOLDER],
             name=self._name(device),
             hostname=device,
             labels=self._labels() | {DEVICE_LABEL: device},
-            network=self._name("data"),
+            network=data,
+            networking_config={data: self._engine.api.create_endpoint_config(ipv4_address=address)},
             cap_drop=["ALL"],
             cap_add=list(CAPABILITIES),
             security_opt=list(SECURITY_OPTIONS),
@@ -230,7 +245,7 @@ class DockerRuntime:
         """Return the image's name. Raises UnsupportedError if the engine does not have it."""
         name = image_name(accelerator)
         try:
-            with self._asking(f"look for image {name}"):
+            with asking(f"look for image {name}"):
                 self._engine.images.get(name)
         except RuntimeFailureError as error:
             if not isinstance(error.__cause__, ImageNotFound):
@@ -244,9 +259,11 @@ class DockerRuntime:
 
     @property
     def _engine(self) -> docker.DockerClient:
-        if self._engine_client is None:
-            self._engine_client = _connect()
-        return self._engine_client
+        """This thread's own connection: the SDK's may not be shared."""
+        thread = threading.get_ident()
+        if thread not in self._clients:
+            self._clients[thread] = connect()
+        return self._clients[thread]
 
     def _labels(self) -> dict[str, str]:
         return {RUN_LABEL: self._state.run_id}
@@ -256,24 +273,3 @@ class DockerRuntime:
 
     def _name(self, what: str) -> str:
         return f"testbed-{self._state.run_id}-{what}"
-
-    @contextlib.contextmanager
-    def _asking(self, attempt: str) -> Iterator[None]:
-        """Give the engine's refusals a name."""
-        try:
-            yield
-        except DockerException as error:
-            said = error.explanation if isinstance(error, APIError) else str(error)
-            raise RuntimeFailureError(f"docker: engine must {attempt}, got {said!r}") from error
-
-
-@contextlib.contextmanager
-def _gone_is_fine() -> Iterator[None]:
-    """Pass over what somebody else has removed, or is removing at this moment."""
-    try:
-        yield
-    except NotFound:
-        pass
-    except APIError as error:
-        if error.status_code not in (403, 409):  # still in use, or removal in progress: the next round finds it
-            raise

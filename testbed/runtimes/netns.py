@@ -15,11 +15,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from testbed.errors import RuntimeFailureError, UnsupportedError
+from testbed.event_schema import DeviceAction
 from testbed.runtimes.cgroups import DeviceGroups, find_hierarchies
 from testbed.runtimes.state import ProcessId, RunState
 from testbed.runtimes.surroundings import Surroundings
@@ -42,11 +45,14 @@ class NetnsRuntime:
     """The devices of one run, each a network namespace with a control group."""
 
     name = "netns"
+    acts: ClassVar[frozenset[DeviceAction]] = frozenset({"restart"})
+    """Pausing, resuming and killing a program is the agent's: it is nearer, and its links go on meanwhile."""
     register_timeout_s = 30.0
 
     def __init__(self, state: RunState, *, uncapped: bool = False):
         self._state = state
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
+        self._noting = threading.Lock()
         self._uncapped = uncapped
         self._groups = _existing_groups(state.run_id)
 
@@ -86,11 +92,11 @@ class NetnsRuntime:
 
     def agents(self) -> dict[str, ProcessId]:
         """Identify the agent processes, for the run's state."""
-        return {device: ProcessId.of(process.pid) for device, process in self._agents.items()}
+        return {device: ProcessId.of(process.pid) for device, process in list(self._agents.items())}
 
     def exited(self) -> dict[str, int]:
         """Exit status of each agent that is no longer running, by device."""
-        polled = {device: process.poll() for device, process in self._agents.items()}
+        polled = {device: process.poll() for device, process in list(self._agents.items())}
         return {device: code for device, code in polled.items() if code is not None}
 
     def agent_log(self, device: str) -> str:
@@ -102,6 +108,18 @@ class NetnsRuntime:
     def out_of_memory(self, device: str) -> bool:
         """Whether the kernel has killed a process of this device for want of memory."""
         return self._groups is not None and self._groups.out_of_memory(device)
+
+    def act(self, device: str, action: DeviceAction) -> None:
+        """Restart a device: kill all that runs in its namespace, start its agent again; addresses and limits stay."""
+        if action not in self.acts:
+            raise UnsupportedError(f"device {device}: its agent has to {action} the program, not the runtime")
+        agent = self._agents[device]
+        agent.kill()  # before the program, of whose end it would tell
+        agent.wait()
+        _kill_all_in(self._namespace(device))
+        self._start_agent(device)
+        with self._noting:
+            self._state = self._state.with_changes(agents=self.agents())
 
     def enter(self, device: str, command: Sequence[str]) -> list[str]:
         """Command line that runs `command` inside a device, limits included."""
@@ -165,7 +183,7 @@ class NetnsRuntime:
         agent = ["ip", "netns", "exec", self._namespace(device), sys.executable, "-m", "testbed.agent",
                  "--device", device, "--endpoint", self.endpoint(), "--interface", INTERFACE, "--folder", str(folder)]
         # fmt: on
-        with (folder / "agent.log").open("wb") as log:
+        with (folder / "agent.log").open("ab") as log:
             self._agents[device] = subprocess.Popen(
                 self._joining(device, agent),
                 stdin=subprocess.DEVNULL,

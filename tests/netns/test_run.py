@@ -9,15 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from ruamel.yaml import YAML
+from whole_runs import TESTBED, cli, environment, run, start, state_of_run, wait_for_line, write
 
 from testbed import controller
 from testbed.controller import Options
@@ -29,49 +28,10 @@ from testbed.scenario import load
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
 
-TESTBED = [sys.executable, "-m", "testbed"]
 DEATH_LIMIT_S = 2.0
 """A device whose program dies has to end the run within this time."""
 REMOVAL_SLACK_S = 2.0
 """Time to take the devices down afterwards, on a busy machine."""
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A short folder (Unix socket paths are limited to 107 bytes) for results, with a state folder of its own."""
-    folder = Path(tempfile.mkdtemp(prefix="tb-"))
-    yield folder
-    subprocess.run([*TESTBED, "down"], env=environment(folder), capture_output=True, timeout=60)
-    shutil.rmtree(folder)
-
-
-def environment(place: Path) -> dict[str, str]:
-    return {**os.environ, "TESTBED_STATE_DIR": str(place / "state"), "COLUMNS": "200"}
-
-
-def write(place: Path, command: list[str], *, count: int = 2, **changes: Any) -> Path:
-    scenario: dict[str, Any] = {
-        "name": "test",
-        "seed": 1,
-        "devices": {"count": count, "cpus": 0.5, "memory_mb": 500},
-        "links": {"default": {"rate_mbps": 50}},
-        "workload": {"command": command, "config": {"answer": 42}},
-        **changes,
-    }
-    path = place / "scenario.yaml"
-    with path.open("w") as file:
-        YAML(typ="safe").dump(scenario, file)
-    return path
-
-
-def cli(place: Path, *arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    line = [*TESTBED, *map(str, arguments)]
-    return subprocess.run(line, cwd=place, env=environment(place), capture_output=True, text=True, timeout=timeout)
-
-
-def run(place: Path, command: list[str], *options: str, **changes: Any) -> subprocess.CompletedProcess[str]:
-    scenario = write(place, command, **changes)
-    return cli(place, "run", scenario, "--out", place / "out", "--no-calibrate", *options)
 
 
 def traces(place: Path) -> dict[str, Any]:
@@ -99,21 +59,6 @@ def run_ids(place: Path) -> set[str]:
     if (place / "state").exists():
         seen.update(path.name for path in (place / "state").iterdir())
     return seen
-
-
-def start(place: Path, *arguments: str | Path) -> subprocess.Popen[str]:
-    line = [*TESTBED, *map(str, arguments)]
-    return subprocess.Popen(
-        line, cwd=place, env=environment(place), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if text in line:
-            return
-    raise AssertionError(f"the process ended without saying {text!r}")
 
 
 ROW_PROGRAM = """
@@ -278,8 +223,7 @@ def test_killed_agent_is_named(place: Path) -> None:
     scenario = write(place, ["sleep", "300"], count=2)
     with start(place, "run", scenario, "--out", place / "out", "--no-calibrate", "--plain") as process:
         wait_for_line(process, "running sleep")
-        state = json.loads(next((place / "state").glob("*/state.json")).read_text())
-        os.kill(state["agents"]["d1"]["pid"], signal.SIGKILL)
+        os.kill(state_of_run(place)["agents"]["d1"]["pid"], signal.SIGKILL)
         assert process.stdout is not None
         said = process.stdout.read()
         assert process.wait(10) == 1
@@ -289,7 +233,7 @@ def test_killed_agent_is_named(place: Path) -> None:
 
 def test_device_that_never_reports_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class OneSilent(NetnsRuntime):
-        register_timeout_s = 3.0
+        register_timeout_s = 10.0
 
         def _joining(self, device: str, command: Sequence[str]) -> list[str]:
             return super()._joining(device, ["sleep", "60"] if device == "d1" else command)
@@ -297,7 +241,7 @@ def test_device_that_never_reports_is_named(place: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(RUNTIMES, "netns", OneSilent)
     monkeypatch.setenv("TESTBED_STATE_DIR", str(place / "state"))
     scenario = load(write(place, ["true"], count=3))
-    with pytest.raises(DeviceError, match="agent of d1 never reported within 3 s"):
+    with pytest.raises(DeviceError, match="agent of d1 never reported within 10 s"):
         controller.run(scenario, Options(out=place / "out"), Display(Console(quiet=True)))
     assert traces(place) == NOTHING
 

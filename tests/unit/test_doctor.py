@@ -9,7 +9,7 @@ import pytest
 from testbed import doctor
 from testbed.doctor import Finding
 from testbed.errors import UnsupportedError
-from testbed.runtimes.docker import Engine
+from testbed.runtimes.engine import Engine
 from testbed.shaper import features
 
 

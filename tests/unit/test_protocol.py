@@ -35,7 +35,7 @@ RULES = DeviceRules(
     uplink_bps=None,
 )
 FROM_AGENT = [
-    protocol.Hello(device="d0", address="10.77.0.1", pid=1),
+    protocol.Hello(device="d0", address="10.77.0.1", pid=1, life="a"),
     protocol.Shaped(mechanism={"rate": "htb"}),
     protocol.Started(pid=1, user="root"),
     protocol.Log(stream="stdout", line="é"),

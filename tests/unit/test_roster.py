@@ -9,7 +9,7 @@ AS_ASKED = Limits(cpus=0.4, memory_bytes=3_000_000_000 // 4096 * 4096)
 
 
 def hello(device: str | None = None, limits: Limits | None = AS_ASKED) -> Hello:
-    return Hello(device=device, address="10.0.0.1", pid=1, limits=limits if device is None else None)
+    return Hello(device=device, address="10.0.0.1", pid=1, life="a", limits=limits if device is None else None)
 
 
 def test_named_agents_are_who_they_say() -> None:

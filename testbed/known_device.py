@@ -1,0 +1,31 @@
+"""What the controller knows of one device of its run."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from testbed.protocol import Exited, LinkCount, Start
+from testbed.scenario import DeviceSpec
+
+__all__ = ["KnownDevice"]
+
+
+@dataclass
+class KnownDevice:
+    """What a device's agent has said, and what was asked of it."""
+
+    rank: int
+    spec: DeviceSpec
+    address: str | None = None
+    life: str = ""
+    heard_at: float = 0.0
+    state: Literal["up", "paused", "down", "returning"] = "up"
+    """`paused` and `down` (without an agent) by an event; `returning` has a new agent, but no program yet."""
+    shaped: bool = False
+    mechanism: dict[str, str] = field(default_factory=dict)
+    start: Start | None = None
+    """How its program was to be started."""
+    started: bool = False
+    user: str = ""
+    exited: Exited | None = None
+    collected: bool = False
+    counters: dict[str, LinkCount] | None = None
