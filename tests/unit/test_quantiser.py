@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from astra.codebook import GroupedCodebook
-from astra.training.quantiser import SCORES_AT_ONCE, LayerQuantiser, QuantiserConfig, nearest_codes
+from astra.training.quantiser import LayerQuantiser, QuantiserConfig, nearest_codes
 
 DECAY = 0.9
 ROUNDING = 1e-5  # relative; the same sums of fp32, in another order
@@ -32,15 +32,14 @@ def tokens(seed: int, batch: int = 4, num_tokens: int = 30) -> Tensor:
 def test_quantiser_in_evaluation_is_its_codebook(num_groups: int) -> None:
     """Also for more rows than are scored at once, in two dimensions of batches."""
     layer = quantiser(CONFIG.model_copy(update={"num_groups": num_groups, "num_codewords": 1024})).eval()
-    u_BTE = tokens(2, 7, SCORES_AT_ONCE["cpu"] // 1024 // 3)
+    u_BTE = tokens(2, 7, 151)
     book = layer.to_codebook()
     codes_RG = book.encode(u_BTE.flatten(0, 1))
     assert torch.equal(nearest_codes(u_BTE.flatten(0, 1), layer.codewords_GKd), codes_RG)
     assert torch.equal(layer(u_BTE), book.decode(codes_RG).view_as(u_BTE))
 
 
-def test_quantiser_takes_the_nearest_codeword_on_any_device() -> None:
-    """The way of other devices gives the same codes; here it runs on the CPU."""
+def test_quantiser_takes_the_nearest_codeword() -> None:
     layer, u_RE = quantiser(), tokens(2).flatten(0, 1)
     expected = torch.stack(
         [
@@ -50,8 +49,6 @@ def test_quantiser_takes_the_nearest_codeword_on_any_device() -> None:
         dim=1,
     )
     assert torch.equal(nearest_codes(u_RE, layer.codewords_GKd), expected)
-    with torch.device("meta"):
-        assert nearest_codes(u_RE.to("meta"), layer.codewords_GKd.to("meta")).shape == expected.shape
 
 
 def test_quantiser_starts_from_a_codebook_and_returns_it() -> None:
