@@ -146,32 +146,28 @@ def open_tokenizer(path: Path, family: Family) -> Tokenizer:
     """
     kinds = ("tokenizer", "wordpiece") if family == "bert" else ("tokenizer", "bpe", "merges")
     for kind in kinds:
-        files = [_one_file(path, name) for name in _FORMATS[kind]]
-        found = [file for file in files if file is not None]
-        if len(found) == len(files):
-            return _build(kind, found)
+        if files := _files(path, _FORMATS[kind]):
+            return _build(kind, files)
     wanted = " or ".join(" with ".join(_FORMATS[kind]) for kind in kinds)
     raise ConfigError(
         [f"data: tokenizer must be a file or folder with {wanted} for {family}, got {str(path)!r}; name another"]
     )
 
 
-def _one_file(path: Path, name: str) -> Path | None:
-    """Find the file called `name`, or whose name ends so, in a folder; or `path` itself, or what lies beside it."""
-    folder = path if path.is_dir() else path.parent
-    if path.is_file() and path.name.endswith(name):
-        return path
-    if path.is_file() and not path.name.endswith((".json", ".bpe", "merges.txt")):
-        return None
-    if not folder.is_dir() or not path.exists():
-        return None
-    if (folder / name).is_file():
-        return folder / name
-    ending = sorted(each for each in folder.iterdir() if each.name.endswith(name))
-    if len(ending) > 1:
-        shown = ", ".join(each.name for each in ending)
-        raise ConfigError([f"{folder}: folder must hold one file ending in {name}, got {shown}; name the one to use"])
-    return ending[0] if ending else None
+def _files(path: Path, names: Sequence[str]) -> list[Path]:
+    """Return the files of a format, told by how their names end, if `path` is one of them or their folder."""
+    if path.is_dir():
+        starts = [each.name.removesuffix(names[0]) for each in sorted(path.iterdir()) if each.name.endswith(names[0])]
+        folder = path
+    else:
+        starts = [path.name.removesuffix(name) for name in names if path.name.endswith(name)]
+        folder = path.parent
+    found = [[folder / f"{start}{name}" for name in names] for start in starts]
+    whole = [files for files in found if all(file.is_file() for file in files)]
+    if len(whole) > 1:
+        shown = ", ".join(files[0].name for files in whole)
+        raise ConfigError([f"{path}: folder must hold one tokenizer of a kind, got {shown}; name the one to use"])
+    return whole[0] if whole else []
 
 
 def _build(kind: str, files: Sequence[Path]) -> Tokenizer:

@@ -60,7 +60,8 @@ def load_imagenet(named: Path, folder: Path, split: Split, side: int, limit: int
     train = _class_folders(folder / "train")
     if _class_folders(place):
         classes = train or _class_folders(place)
-        return _read(_in_turn([_images(place / name) for name in classes], classes, place), len(classes), side, limit)
+        files = _in_turn([_images(place / name) for name in classes], classes, place)
+        return _read(files, len(classes), side, limit, IMAGENET_SHARE)
     classes, files = _flat_labels(named, folder, place, train)
     return _read(files, len(classes), side, limit, IMAGENET_SHARE)
 

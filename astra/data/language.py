@@ -31,8 +31,8 @@ from astra.tokenizer import Tokenizer
 
 __all__ = ["local_passages", "windows"]
 
-_PIECE = 1 << 16
-"""Characters that are encoded at once: pieces of a text are encoded on all cores."""
+_PIECE, _PIECES_AT_ONCE = 1 << 14, 16
+"""Characters of a piece of text, and pieces that are encoded together, on all cores."""
 _LINE_END = re.compile(r"(?<=\S)\n")
 """Where a text can be cut without changing its tokens: tokenizers keep a newline apart from the word before it."""
 _FILE_SPLITS: dict[Split, str] = {"train": "train", "validation": "valid", "test": "test"}
@@ -96,7 +96,7 @@ def _pieces(passages: Iterable[str]) -> Iterator[list[str]]:
             stop = cut.start() if cut else len(passage)
             gathered.append(passage[start:stop])
             start = stop
-            if len(gathered) == 64:
+            if len(gathered) == _PIECES_AT_ONCE:
                 yield gathered
                 gathered = []
     if gathered:

@@ -88,7 +88,7 @@ class WebpImages:
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in _ARRAYS}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         rule = f"an .npz with the arrays {', '.join(_ARRAYS)}"
