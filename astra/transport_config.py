@@ -29,9 +29,10 @@ class DatagramConfig(Section):
 
     name: Literal["datagram"] = "datagram"
     deadline_ms: float | None = Field(default=None, gt=0)
-    """Longest wait for peers' rows after this rank's own have left; None to take it from earlier arrivals."""
+    """Longest wait for peers' rows in layer 0 after this rank's own have left, a tenth more in each further layer; None
+    to take it from earlier arrivals."""
     slack_ms: float | None = Field(default=None, ge=0)
-    """How much later than usual rows may be, where `deadline_ms` is None; None for 20."""
+    """How much later than usual rows may be in layer 0, where `deadline_ms` is None; grows like it; None for 20."""
     on_missing: Literal["mask", "stale"] = "mask"
     """Leave what is missing out of attention, or take it from the layer before; what that lacks too is left out."""
     copies: int = Field(default=1, ge=1, le=8)

@@ -1,10 +1,22 @@
 """What becomes of measured requests: rows, link counters, expected bytes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from astra.config import AstraConfig, SingleConfig
-from astra.measure import Answer, LinkTotals, RankCounts, StrategyResult, label, rank_rows, request_row, summary_row
+from astra.measure import (
+    Answer,
+    DatagramCounts,
+    LinkTotals,
+    RankCounts,
+    StrategyResult,
+    label,
+    rank_rows,
+    request_row,
+    summary_row,
+)
 from astra.overhead import FRAME_HEADER_BYTES, SEGMENT_BYTES, bytes_on_links
 from astra.traffic import PlannedMessage
 from astra.transport import framed_size
@@ -78,7 +90,34 @@ def test_request_row_has_every_span_and_only_plain_values():
     row = request_row(AstraConfig(), "terminal", answer(3, 1.0), [answer(3, 2.0, NORTH_EAST)])
     assert (row["request"], row["placement"], row["wait_s"], row["encode_s"]) == (3, "terminal", 0.5, 0.0)
     assert row["agreement_cosine"] == pytest.approx(0.5**0.5)
-    assert {type(value) for value in row.values()} <= {str, int, float, bool}
+    assert {type(value) for value in row.values()} <= {str, int, float, bool, type(None)}
+    assert row["missing_tokens_pct"] is None, "nothing was sent as datagrams"
+
+
+def test_rows_say_what_became_of_datagrams():
+    counts = DatagramCounts(rows_expected=200, rows_missing=3, sent=20, received=18, late=1)
+    lossless = replace(counts, rows_missing=0)
+    answers = [replace(answer(0, 1.0), datagrams=counts), replace(answer(1, 1.0), datagrams=lossless)]
+    row = request_row(AstraConfig(), "terminal", answers[0], None)
+    assert row["missing_tokens_pct"] == 1.5
+    assert (row["datagrams_sent"], row["datagrams_received"], row["datagrams_late"]) == (20, 18, 1)
+    assert summary_row(result(answers), None)["missing_tokens_pct"] == 0.75
+    assert summary_row(result([answer(0, 1.0)]), None)["missing_tokens_pct"] is None
+
+
+def test_datagram_counts_add_up_and_survive_the_way_to_rank_0():
+    some, more = DatagramCounts(10, 2, 3, 4, 5), DatagramCounts(30, 5, 7, 9, 11)
+    assert more.minus(some) == DatagramCounts(20, 3, 4, 5, 6)
+    assert DatagramCounts.sum([some, more]) == DatagramCounts(40, 7, 10, 13, 16)
+    assert DatagramCounts.from_bytes(memoryview(some.to_bytes())) == some
+    assert len(some.to_bytes()) == DatagramCounts.SIZE
+    assert DatagramCounts(0, 0, 0, 0, 0).missing_pct == 0.0
+
+
+def test_overhead_of_a_datagram_is_its_headers_and_nothing_comes_back():
+    ethernet_ip_udp, own = 14 + 20 + 8, 24
+    messages = [PlannedMessage(0, 1, 320, count=2, is_datagram=True)]
+    assert bytes_on_links(messages) == 2 * (320 + ethernet_ip_udp + own)
 
 
 def test_link_totals_are_differences_over_all_sources():
