@@ -4,6 +4,7 @@
     astra generate   be one rank that continues texts, in the same way
     astra fit        fit the codebooks that a benchmark needs, once
     astra train      train a model, or fine-tune it and its codebooks for a method
+    astra convert    turn models that were trained elsewhere into checkpoint folders
 
 Exit codes: 0 success, 1 the run failed, 2 bad input. torch and transformers take seconds to import, so the commands
 import what needs them themselves, and `--check` goes without.
@@ -24,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from astra.config import AstraConfig, BenchConfig
 from astra.config_file import Command, load_config
+from astra.convert_cli import add_convert
 from astra.environment import Environment
 from astra.errors import AstraError, ConfigError
 from astra.model_faults import planning_faults
@@ -173,6 +175,9 @@ def _failures_reported() -> Iterator[None]:
     except AstraError as error:
         _say(str(error))
         raise typer.Exit(error.exit_code) from error
+
+
+add_convert(app, _failures_reported)
 
 
 @contextmanager

@@ -88,6 +88,8 @@ class _FastTokenizer:
     """A tokenizer of the `tokenizers` library."""
 
     def __init__(self, fast: Any, where: Path):
+        fast.no_truncation()  # some are saved with a length of their own
+        fast.no_padding()
         self._fast = fast
         self._where = where
         self.num_ids: int = fast.get_vocab_size()

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from astra.checkpoint import TOKENIZER_FILE, checkpoint_folder
 from astra.model_faults import CHECKPOINT_FILES
@@ -18,12 +19,15 @@ __all__ = ["save"]
 def save(folder: Path, model: PreTrainedModel, tokenizer_of: str | None) -> None:
     """Write the checkpoint; see `models.save_checkpoint`."""
     folder.mkdir(parents=True, exist_ok=True)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = None if tokenizer_of is None else checkpoint_folder(tokenizer_of) / TOKENIZER_FILE
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
         # one file whatever the size; what else the library writes (defaults of generation) nobody here reads
         model.save_pretrained(temporary, max_shard_size="1TB")
         if tokenizer is not None and tokenizer.is_file() and tokenizer.parent != folder:
             shutil.copyfile(tokenizer, Path(temporary) / TOKENIZER_FILE)
-        for name in (*CHECKPOINT_FILES, TOKENIZER_FILE):
-            if (Path(temporary) / name).is_file():
-                (Path(temporary) / name).replace(folder / name)
+        readable = (Path(temporary) / "config.json").stat().st_mode
+        for file in (Path(temporary) / name for name in (*CHECKPOINT_FILES, TOKENIZER_FILE)):
+            if file.is_file():
+                file.chmod(readable)  # the library lets only the owner read weights
+                file.replace(folder / file.name)
