@@ -6,7 +6,7 @@ from astra.config_file import TEXT_SUFFIXES
 from astra.data_config import DataConfig
 from astra.errors import ConfigError
 
-__all__ = ["absent", "read_lines", "read_text", "set_folder", "text_paths"]
+__all__ = ["absent", "read_lines", "read_text", "set_folder", "text_paths", "unlabelled"]
 
 _CALLED: dict[str, tuple[str, ...]] = {
     "cifar10": ("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py"),
@@ -51,6 +51,13 @@ def absent(path: Path, advice: str) -> str:
     names = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
     return f"{path}: file must exist, got {shown} in its folder; {advice}"
+
+
+def unlabelled(where: object, name: str) -> ConfigError:
+    """Make the error for a test split whose labels only a server of its makers knows."""
+    return ConfigError(
+        [f"{where}: test split must have labels, got none; those of {name} are not published, use validation"]
+    )
 
 
 def read_text(path: Path) -> str:

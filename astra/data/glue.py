@@ -23,13 +23,13 @@ from pathlib import Path
 
 import numpy as np
 
-from astra.data.folders import absent, read_lines
+from astra.data.folders import absent, read_lines, unlabelled
 from astra.data.labelled import Split
 from astra.data.sentences import Sentences
 from astra.data_config import GlueName
 from astra.errors import ConfigError
 
-__all__ = ["GLUE", "GlueTask", "read_glue", "unlabelled"]
+__all__ = ["GLUE", "GlueTask", "read_glue"]
 
 LOWEST_SCORE, HIGHEST_SCORE = 0.0, 5.0
 _MOST_BROKEN = 0.001
@@ -86,13 +86,6 @@ def read_glue(folder: Path, name: GlueName, subset: str | None, split: Split, li
         more = [f"{path}: rows must be right, got {hidden} more that are not; correct them too"] if hidden > 0 else []
         raise ConfigError(faults[:_SHOWN_FAULTS] + more)
     return _sentences(GLUE[name], columns, rows[:limit])
-
-
-def unlabelled(where: object, name: str) -> ConfigError:
-    """Make the error for a test split whose labels nobody but GLUE's server knows."""
-    return ConfigError(
-        [f"{where}: test split must have labels, got none; those of {name} are not published, use validation"]
-    )
 
 
 def _find(folder: Path, name: GlueName, subset: str | None, split: Split) -> tuple[Path, bool]:

@@ -16,7 +16,8 @@ import numpy as np
 from astra.data.cbt import item_of
 from astra.data.cifar import rows_of
 from astra.data.cloze import ClozeItem
-from astra.data.glue import GLUE, unlabelled
+from astra.data.folders import unlabelled
+from astra.data.glue import GLUE
 from astra.data.image_folders import IMAGENET_SHARE, LabelledPictures, check_size
 from astra.data.labelled import Split
 from astra.data.pixels import to_square

@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from astra.config_file import IMAGE_SUFFIXES
-from astra.data.folders import absent, read_lines
-from astra.data.glue import unlabelled
+from astra.data.folders import absent, read_lines, unlabelled
 from astra.data.labelled import Split
 from astra.data.pixels import label_faults, read_pictures
 from astra.errors import ConfigError
