@@ -3,7 +3,9 @@
     astra bench      be one rank of a benchmark; rank and peers come from the environment
     astra generate   be one rank that continues texts, in the same way
     astra fit        fit the codebooks that a benchmark needs, once
+    astra evaluate   say how accurate strategies are, in this process or as one rank
     astra train      train a model, or fine-tune it and its codebooks for a method
+    astra study      train and evaluate all that tables of accuracies need
     astra convert    turn models that were trained elsewhere into checkpoint folders
 
 Exit codes: 0 success, 1 the run failed, 2 bad input. torch and transformers take seconds to import, so the commands
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -26,11 +28,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from astra.config import AstraConfig, BenchConfig
 from astra.config_file import Command, load_config
 from astra.convert_cli import add_convert
-from astra.environment import Environment
+from astra.environment import DEFAULT_OUT, Environment
 from astra.errors import AstraError, ConfigError
 from astra.model_faults import planning_faults
 
+if TYPE_CHECKING:
+    from astra.evaluation.config import EvaluationConfig
+
 __all__ = ["app", "main"]
+
+PLAIN_WIDTH = 160
+"""Columns of a table that goes into a file or a pipe."""
 
 CONFIG_VARIABLE = "TESTBED_CONFIG"
 
@@ -152,19 +160,115 @@ def train(
             _say(f"{name}: {summary.metric} {summary.value:.4g} on the validation set after {summary.kept_step} steps")
 
 
+@app.command()
+def evaluate(
+    config: Annotated[
+        Path | None, typer.Argument(help=f"YAML or JSON file that says what to evaluate; default: ${CONFIG_VARIABLE}.")
+    ] = None,
+    devices: Annotated[str | None, typer.Option("--devices", metavar="N,N…", help="Numbers of devices.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="N,N…", help="Seeds of checkpoints or splits.")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="DIR", help="Where the data set lies.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Examples to answer at most.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the results; default: $TESTBED_OUT.")
+    ] = None,
+    check: _CheckOption = False,
+) -> None:
+    """Answer a labelled set with every strategy; where RANK is set, as one device of several."""
+    with _failures_reported():
+        from astra.evaluation.config import load_evaluation
+
+        overrides = {
+            "devices": _numbers("--devices", devices),
+            "seeds": _numbers("--seeds", seeds),
+            "data.folder": data,
+            "limit": limit,
+        }
+        path = _config_path(config)
+        wanted = load_evaluation(path, {key: value for key, value in overrides.items() if value is not None})
+        if check:
+            typer.echo(f"{path.name}: no mistakes found")
+            return
+        _evaluate(wanted, out)
+
+
+def _evaluate(wanted: "EvaluationConfig", out: Path | None) -> None:
+    """Evaluate in this process, or as the rank that the environment names; show and write the results."""
+    from astra import reporting
+    from astra.evaluation import results, run
+
+    environment = Environment.read(os.environ) if os.environ.get("RANK") else None
+    if environment is None:
+        with _progress_shown() as show:
+
+            def follow(title: str, done: int, total: int) -> None:
+                if done == total or sys.stderr.isatty():
+                    show(title, done, total)
+
+            outcomes = run.evaluate_here(wanted, follow)
+        folder = out or Path(os.environ.get("TESTBED_OUT") or DEFAULT_OUT)
+        rows = results.write_results(folder, wanted, outcomes)
+        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(results.table_of(rows))
+        _say(f"{folder / results.FILE_NAME}.csv")
+        return
+    with closing(reporting.connect(write=_say)) as reporter:
+        outcomes = run.evaluate_as_rank(wanted, environment, reporter.progress)
+        if environment.rank == 0:
+            for row in results.write_results(out or environment.out, wanted, outcomes):
+                reporter.row("summary", row)
+
+
+def _numbers(option: str, text: str | None) -> list[int] | None:
+    """Read whole numbers with commas between them."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise ConfigError([f"astra: {option} must be whole numbers with commas between them, got {text!r}; as in 2,4"])
+    return [int(part) for part in parts]
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="YAML file that says what to train and to compare; see recipes/.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of all checkpoints and tables.")],
+    data: Annotated[str | None, typer.Option("--data", metavar="DIR", help="Where the data set lies.")] = None,
+    start: Annotated[Path | None, typer.Option("--start", metavar="DIR", help="Trained original model.")] = None,
+    torch_device: Annotated[str, typer.Option("--torch-device", help="cpu, or cuda.")] = "cpu",
+) -> None:
+    """Train and evaluate all that tables of accuracies need, and print them; goes on where it was stopped."""
+    with _failures_reported():
+        from astra.study import load_study, make_tables, train_all
+        from astra.training import display
+        from astra.training.loop import Settings
+
+        wanted = load_study(file, data=data)
+        with display.progress(_say) as reporter:
+            trained = train_all(wanted, out, Settings(torch_device), start, reporter)
+        with _progress_shown() as show:
+            typer.echo(make_tables(wanted, trained, out, show))
+
+
 def _load(path: Path | None, command: Command) -> tuple[Path, BenchConfig]:
     """Read the config named by the option or the environment."""
-    if path is None:
-        named = os.environ.get(CONFIG_VARIABLE)
-        if not named:
-            raise ConfigError(
-                [f"astra: --config must name a file, got nothing; give it, or set {CONFIG_VARIABLE} as `testbed` does"]
-            )
-        path = Path(named)
+    path = _config_path(path)
     config = load_config(path, command)
     if faults := planning_faults(path.name, config.model):
         raise ConfigError(faults)
     return path, config
+
+
+def _config_path(given: Path | None) -> Path:
+    """Return the file named by the command line or the environment."""
+    if given is not None:
+        return given
+    if named := os.environ.get(CONFIG_VARIABLE):
+        return Path(named)
+    raise ConfigError(
+        [f"astra: --config must name a file, got nothing; give it, or set {CONFIG_VARIABLE} as `testbed` does"]
+    )
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from astra.errors import ConfigError
 
 __all__ = [
     "FORMAT_VERSION",
+    "METADATA_FILE",
     "TABLE_BUDGET_BYTES",
     "CodebookSpec",
     "GroupedCodebook",

@@ -49,6 +49,7 @@ __all__ = [
     "TensorConfig",
     "WireName",
     "model_of",
+    "named_or_weights",
 ]
 
 DEFAULT_NUM_LABELS = {"vit": 1000, "bert": 2}
@@ -171,16 +172,22 @@ class AccuracyConfig(Section):
     batch_size: int = Field(default=32, ge=1)
 
 
-def _named_or_weights(value: Any) -> Any:
-    if value in ("even", "cpus"):
+def named_or_weights(value: Any, names: Sequence[str]) -> Any:
+    """Take one of `names`, or a list of weights as a tuple of numbers; refuse anything else in this project's words."""
+    if value in names:
         return value
     weights = list(value) if isinstance(value, (list, tuple)) else []
     if not weights or not all(_is_weight(weight) for weight in weights):
+        known = ", ".join(map(repr, names))
         raise faults.rule_error(
-            "'even', 'cpus' or a list of numbers greater than 0, one per device",
+            f"{known} or a list of numbers greater than 0, one per device",
             "a device with weight 2 gets twice the tokens of one with weight 1",
         )
     return tuple(float(weight) for weight in weights)
+
+
+def _even_or_cpus(value: Any) -> Any:
+    return named_or_weights(value, ("even", "cpus"))
 
 
 def _is_weight(value: Any) -> bool:
@@ -197,7 +204,7 @@ class BenchConfig(Section):
     """Measured requests per strategy."""
     warmup: int = Field(default=2, ge=0)
     """Requests per strategy that are served first and not counted."""
-    partition: Annotated[Literal["even", "cpus"] | tuple[float, ...], BeforeValidator(_named_or_weights)] = "even"
+    partition: Annotated[Literal["even", "cpus"] | tuple[float, ...], BeforeValidator(_even_or_cpus)] = "even"
     """How work is dealt to the ranks: alike, by the CPU share of each device, or by these weights."""
     generation: GenerationConfig | None = None
     """What `astra generate` is to make of each input; `astra bench` has none."""

@@ -7,6 +7,7 @@ name and with a checkpoint's own `config.json`. Loads no weights, no images and 
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -24,6 +25,7 @@ from astra.transport_config import DatagramConfig, ReliableConfig
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "SECTIONS",
     "TEXT_SUFFIXES",
     "Command",
     "folder_faults",
@@ -32,6 +34,7 @@ __all__ = [
     "parse_config",
     "text_faults",
     "text_files",
+    "without_tags",
 ]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -39,7 +42,7 @@ TEXT_SUFFIXES = (".md", ".rst", ".txt")
 MIN_FILES = 2
 """In a folder of inputs: one to calibrate on and another to ask about."""
 
-_SECTIONS: dict[str | int, type[BaseModel]] = {
+SECTIONS: Mapping[str | int, type[BaseModel]] = {
     "model": ModelConfig,
     "input": InputConfig,
     "generation": GenerationConfig,
@@ -90,7 +93,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _known_keys(location: faults.Path) -> list[str]:
-    section = _SECTIONS[location[-1]] if location else BenchConfig
+    section = SECTIONS[location[-1]] if location else BenchConfig
     return list(section.model_fields)
 
 

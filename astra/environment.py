@@ -12,7 +12,7 @@ from pathlib import Path
 
 from astra.errors import ConfigError
 
-__all__ = ["Environment"]
+__all__ = ["DEFAULT_OUT", "Environment"]
 
 DEFAULT_OUT = "astra-results"
 MAX_RANKS = 255

@@ -15,8 +15,10 @@ import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +29,36 @@ from torch import Tensor
 
 from astra.attention import attend, merge_heads
 from astra.checkpoint import checkpoint_digest
-from astra.codebook import FORMAT_VERSION, CodebookSpec, GroupedCodebook, load_codebooks, save_codebooks
-from astra.config import AstraConfig, BenchConfig, InputConfig, ModelConfig, Site
-from astra.data import load_inputs, to_input
+from astra.codebook import (
+    FORMAT_VERSION,
+    METADATA_FILE,
+    CodebookSpec,
+    GroupedCodebook,
+    load_codebooks,
+    save_codebooks,
+)
+from astra.config import AstraConfig, BenchConfig, InputConfig, ModelConfig, Site, model_of
+from astra.data import DataConfig, load_examples, load_inputs, to_input
 from astra.disk_cache import cache_root, check_writable
 from astra.errors import ConfigError
 from astra.models import ModelAdapter, load_model
+from astra.strategy_config import AnyStrategy
 
-__all__ = ["cache_folder", "codebook_faults", "ensure_fitted", "fit_codebooks", "num_calibration_inputs"]
+__all__ = [
+    "Calibration",
+    "Need",
+    "bench_needs",
+    "cache_folder",
+    "codebook_faults",
+    "ensure_fitted",
+    "fit_codebooks",
+    "fit_missing",
+    "needs_of",
+    "num_calibration_inputs",
+]
+
+Calibration = InputConfig | DataConfig
+"""What codebooks are fitted on: inputs of a benchmark, or a labelled set."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a label, how many layers are done, and of how many."""
@@ -46,32 +70,80 @@ VECTORS_PER_CODEWORD = 10
 MAX_CALIBRATION_INPUTS = 64
 LLOYD_ITERATIONS = 10
 SEEDING_WIDTH = 32
+CLOZE_DIMENSIONS = 3
+"""Of inputs [N, C, T] with a text for each of C candidates."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Codebooks for one strategy and one model."""
+
+    model: ModelConfig
+    """With the strategy's own weights, if it has any."""
+    astra: AstraConfig
+    given: Calibration
+
+    @property
+    def trained(self) -> Path | None:
+        """The folder of codebooks that were trained together with the strategy's weights, if there are any."""
+        folder = None if self.astra.checkpoint is None else Path(self.astra.checkpoint)
+        return folder if folder is not None and (folder / METADATA_FILE).is_file() else None
+
+    @property
+    def folder(self) -> Path:
+        """Where the codebooks are or will be: beside the strategy's weights, or in the cache."""
+        return self.trained or cache_folder(self.model, self.astra, self.given)
+
+    def faults(self) -> list[str]:
+        """Say what is wrong with the codebooks, if they are not there as they must be."""
+        folder = self.folder
+        if folder.is_dir():
+            return codebook_faults(folder, self.model, self.astra)
+        rule = "codebooks must be fitted before"
+        return [f"astra {self.astra.settings}: {rule}, got no folder {folder}; run `astra fit` with this config"]
+
+
+def needs_of(strategies: Iterable[AnyStrategy], model: ModelConfig, given: Calibration) -> list[Need]:
+    """Return what codebooks the strategies need to run `model`, which `given` is to calibrate."""
+    return [Need(model_of(model, each), each, given) for each in strategies if isinstance(each, AstraConfig)]
+
+
+def bench_needs(config: BenchConfig) -> list[Need]:
+    """Return what codebooks a benchmark needs, for its requests and for its labelled set."""
+    needs = needs_of(config.strategies, config.model, config.input)
+    accuracy = config.accuracy
+    if accuracy is not None:
+        needs += needs_of(accuracy.strategies or config.strategies, accuracy.model or config.model, accuracy.data)
+    return needs
 
 
 def ensure_fitted(config: BenchConfig, progress: Progress) -> None:
-    """Fit and cache whatever codebooks the strategies of `config` need and the cache does not hold intact.
+    """Do as `fit_missing` for all that a benchmark needs."""
+    fit_missing(bench_needs(config), progress)
+
+
+def fit_missing(needs: Iterable[Need], progress: Progress) -> None:
+    """Fit and cache whatever codebooks are needed, not trained, and not in the cache intact.
 
     May run in several processes at once: each does the work, the first to finish is kept.
 
     Raises:
         ConfigError: The model or the calibration inputs cannot be read, or the cache folder cannot be written.
     """
-    astra_configs = [strategy for strategy in config.strategies if isinstance(strategy, AstraConfig)]
-    missing = {cache_folder(config.model, astra, config.input): astra for astra in astra_configs}
-    model: ModelAdapter | None = None
-    for folder, astra in missing.items():
-        if _is_intact(folder, config.model, astra):
+    missing = {need.folder: need for need in needs if need.trained is None}
+    for folder, need in missing.items():
+        config, astra = need.model, need.astra
+        if _is_intact(folder, config, astra):
             continue
         check_writable(folder.parent)
-        model = model or load_model(config.model)
-        count = num_calibration_inputs(config.model, astra)
-        inputs = to_input(load_inputs(config.input, config.model, count, "calibrate"))
+        model = load_model(config)
+        inputs = to_input(_calibration_inputs(config, astra, need.given))
         label = f"fit astra {astra.settings}"
         codebooks = []
-        for codebook in _fit_layers(model, inputs, astra, config.model.seed):
+        for codebook in _fit_layers(model, inputs, astra, config.seed):
             codebooks.append(codebook)
             progress(label, len(codebooks), model.shape.num_layers)
-        _publish(folder, codebooks, _fingerprint(config.model, astra, config.input))
+        _publish(folder, codebooks, _fingerprint(config, astra, need.given))
 
 
 def fit_codebooks(
@@ -85,7 +157,7 @@ def fit_codebooks(
     return list(_fit_layers(model, inputs, astra, seed))
 
 
-def cache_folder(model: ModelConfig, astra: AstraConfig, given: InputConfig) -> Path:
+def cache_folder(model: ModelConfig, astra: AstraConfig, given: Calibration) -> Path:
     """Return where the codebooks for these configs are or will be: in `$ASTRA_CACHE` or the user's cache folder.
 
     Raises:
@@ -159,9 +231,18 @@ def _cluster(u_Rd: npt.NDArray[np.float32], num_codewords: int, seed: int) -> np
     return centres
 
 
-def _fingerprint(model: ModelConfig, astra: AstraConfig, given: InputConfig) -> dict[str, str | int]:
+def _calibration_inputs(model: ModelConfig, astra: AstraConfig, given: Calibration) -> npt.NDArray[Any]:
+    """Return images or texts that nobody is asked about: of a labelled set, some of those to train on."""
+    if isinstance(given, InputConfig):
+        return load_inputs(given, model, num_calibration_inputs(model, astra), "calibrate")
+    count = math.ceil(VECTORS_PER_CODEWORD * astra.num_codewords / model.num_content_tokens)
+    inputs = load_examples(given, model, "train", limit=count).inputs
+    return inputs.reshape(-1, inputs.shape[-1])[:count] if inputs.ndim == CLOZE_DIMENSIONS else inputs
+
+
+def _fingerprint(model: ModelConfig, astra: AstraConfig, given: Calibration) -> dict[str, str | int]:
     """Return everything that the codewords depend on."""
-    inputs = load_inputs(given, model, num_calibration_inputs(model, astra), "calibrate")
+    inputs = _calibration_inputs(model, astra, given)
     weights = f"torch {torch.__version__}" if model.checkpoint is None else checkpoint_digest(model.checkpoint)
     return {
         "format": FORMAT_VERSION,

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from astra import overhead
-from astra.config import AstraConfig, BenchConfig, InputConfig, StrategyConfig
+from astra.config import BenchConfig, InputConfig, ModelConfig, StrategyConfig, model_of
 from astra.errors import ConfigError
-from astra.fit import cache_folder, codebook_faults
+from astra.fit import Calibration, needs_of
 from astra.measure import DatagramCounts, label
 from astra.models import ModelAdapter
 from astra.placement import Array, Codec, PixelCodec, TokenCodec, plan
@@ -21,7 +21,7 @@ from astra.strategies import STRATEGIES, predict_messages
 from astra.strategy_config import uses_datagrams
 from astra.traffic import PlannedMessage, bytes_of
 
-__all__ = ["Job", "Prediction", "codec_for", "plan_jobs"]
+__all__ = ["Job", "Prediction", "codec_for", "lay_out", "plan_jobs"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Job:
     """One strategy on this world."""
 
     strategy: StrategyConfig
+    model: ModelConfig
+    """With the strategy's own weights, if it has any."""
     ranges: tuple[range, ...]
     """Content tokens of every rank."""
     weights: tuple[float, ...]
@@ -88,27 +90,35 @@ def plan_jobs(
     Raises:
         ConfigError: A strategy cannot split the model over these ranks, or codebooks have not been fitted.
     """
-    weights = config.weights(world_size, cpus)
+    return lay_out(config.strategies, config.weights(world_size, cpus), config.model, model, config.input)
+
+
+def lay_out(
+    strategies: Sequence[StrategyConfig],
+    weights: tuple[float, ...],
+    config: ModelConfig,
+    model: ModelAdapter,
+    given: Calibration,
+) -> list[Job]:
+    """Lay out strategies on one rank for each weight; `model` is that of `config`, and `given` calibrates codebooks.
+
+    Raises:
+        ConfigError: As `plan_jobs`.
+    """
     jobs, faults = [], list[str]()
-    for strategy in config.strategies:
+    for strategy in strategies:
         try:
             ranges = STRATEGIES[strategy.name].partition(model.shape, weights)
-            messages = predict_messages(model.shape, strategy, world_size, weights)
+            messages = predict_messages(model.shape, strategy, len(weights), weights)
         except ValueError as error:
             faults.append(f"{label(strategy)}: {error}")
             continue
         folder = None
-        if isinstance(strategy, AstraConfig):
-            folder = cache_folder(config.model, strategy, config.input)
-            if not folder.is_dir():
-                faults.append(
-                    f"{label(strategy)}: codebooks must be fitted before, got no folder {folder}; "
-                    "run `astra fit` with this config"
-                )
-            else:  # now, and not when other strategies have run for minutes
-                faults += codebook_faults(folder, config.model, strategy)
+        for need in needs_of([strategy], config, given):
+            folder = need.folder
+            faults += need.faults()  # now, and not when other strategies have run for minutes
         bands = tuple(model.input_rows(tokens) for tokens in ranges)
-        jobs.append(Job(strategy, ranges, weights, bands, messages, folder))
+        jobs.append(Job(strategy, model_of(config, strategy), ranges, weights, bands, messages, folder))
     if faults:
         raise ConfigError(faults)
     return jobs
