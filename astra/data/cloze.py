@@ -12,8 +12,9 @@ choice and of the rest of the sentence given this choice). Unlike there, the wor
 their punctuation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -57,8 +58,7 @@ def encode_items(items: Sequence[ClozeItem], tokenizer: Tokenizer, model: ModelC
     shape = (len(items), NUM_CANDIDATES, length)
     inputs_NCT, labels_NCT = np.full(shape, tokenizer.pad_id, np.int64), np.full(shape, NOT_COUNTED, np.int64)
     faults = []
-    for number, item in enumerate(items):
-        encoded = _encode(item, tokenizer)
+    for number, encoded in enumerate(_encode(items, tokenizer)):
         longest = max(map(len, encoded.tails))
         if longest > length:
             rule = f"at least {longest} for item {number + 1}"
@@ -75,13 +75,19 @@ def encode_items(items: Sequence[ClozeItem], tokenizer: Tokenizer, model: ModelC
     return Examples(inputs_NCT, labels_NCT, "cloze", None, ("accuracy",), answers_N)
 
 
-def _encode(item: ClozeItem, tokenizer: Tokenizer) -> _Sequences:
-    """Encode context and queries apart, so that a candidate changes no token before the missing word."""
+def _encode(items: Sequence[ClozeItem], tokenizer: Tokenizer) -> Iterator[_Sequences]:
+    """Encode contexts and queries apart, so that a candidate changes no token before the missing word."""
+    encoded = iter(tokenizer.encode_all([text for item in items for text in _texts(item)]))
+    for _ in items:
+        context, before, *full = islice(encoded, 2 + NUM_CANDIDATES)
+        common = min(_same(before, ids) for ids in full)
+        yield _Sequences(context + full[0][:common], [ids[common:] for ids in full])
+
+
+def _texts(item: ClozeItem) -> Sequence[str]:
+    """Return the context, the query up to the missing word, and the query with each candidate."""
     start = f" {item.before}" if item.before else ""
-    queries = [f"{start} {candidate} {item.after}".rstrip() for candidate in item.candidates]
-    context, before, *full = tokenizer.encode_all([item.context, start, *queries])
-    common = min(_same(before, ids) for ids in full)
-    return _Sequences(context + full[0][:common], [ids[common:] for ids in full])
+    return [item.context, start, *(f"{start} {candidate} {item.after}".rstrip() for candidate in item.candidates)]
 
 
 def _same(first: Sequence[int], second: Sequence[int]) -> int:
