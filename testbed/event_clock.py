@@ -1,6 +1,7 @@
 """Carry a device's schedule out on its own monotonic clock, and report when each event really happened.
 
     Schedule --timeline--> due --sleep--> Shaper.change | signal --> read back --> row of the table `events`
+                                                                    └── patterns too, once there is time
 
 A thread of the agent, so that no message keeps it waiting. Times in rows are seconds since `begin`: `intended_s` by the
 scenario, `applied_s` when the kernel had been told, `acknowledged_s` when it had answered with what was asked.
@@ -18,11 +19,13 @@ from testbed.event_row import Row, event_row
 from testbed.event_schema import DeviceAction
 from testbed.links import DeviceRules, LinkRule
 from testbed.schedule import Moment, Schedule, rules_at, timeline
-from testbed.shaper import PreparedChange, Shaper
-from testbed.urgency import go_first
+from testbed.shaper import Shaper
+from testbed.urgency import go_first, urgent
 
 __all__ = ["SIGNALS", "EventClock"]
 
+IDLE_S = 0.5
+"""Reading patterns back takes some 20 ms, more where they are dense: not while the next event is so near."""
 SIGNALS: dict[DeviceAction, signal.Signals] = {
     "pause": signal.SIGSTOP,
     "resume": signal.SIGCONT,
@@ -54,6 +57,8 @@ class EventClock:
         self._signal_program, self._on_row, self._on_error = signal_program, on_row, on_error
         shaped = rules if since_s is None else rules_at(rules, schedule, since_s)
         self._losses = {rule.source: rule.loss for rule in shaped.rules}
+        self._unread = False
+        """Whether patterns have been loaded that were not read back yet."""
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self.killed = False
@@ -75,28 +80,35 @@ class EventClock:
         try:
             for at_s, moments in _together(self._moments):
                 latest = {moment.rule.source: moment.rule for moment in moments if moment.rule is not None}
+                if began + at_s - time.monotonic() > IDLE_S:
+                    self._check_patterns()
                 prepared = self._shaper.prepare(list(latest.values()))
-                if self._ended.wait(max(0.0, began + at_s - time.monotonic())):
-                    prepared.cancel()
-                    return
-                for moment in moments:
-                    if moment.action is not None:
-                        self._act(moment, moment.action, began)
+                with urgent():
+                    if self._ended.wait(max(0.0, began + at_s - time.monotonic())):
+                        prepared.cancel()
+                        return
+                    for moment in moments:
+                        if moment.action is not None:
+                            self._act(moment, moment.action, began)
+                    if latest:
+                        with self._lock:
+                            self._shaper.change(prepared)
+                        applied_s = time.monotonic() - began
                 if latest:
-                    self._change_links(moments, latest, prepared, began)
+                    self._confirm(moments, latest, applied_s, began)
+            self._check_patterns()
         except TestbedError as error:
             self._on_error(error)
 
-    def _change_links(
-        self, moments: Sequence[Moment], latest: Mapping[str, LinkRule], prepared: PreparedChange, began: float
+    def _confirm(
+        self, moments: Sequence[Moment], latest: Mapping[str, LinkRule], applied_s: float, began: float
     ) -> None:
+        """Read the changed links back, and report."""
         with self._lock:
-            self._shaper.change(prepared)
-            applied_s = time.monotonic() - began
             self._shaper.check_rates()
-            if any(self._losses[source] != rule.loss for source, rule in latest.items()):
-                self._shaper.check_losses()
+            self._shaper.check_switches()
             acknowledged_s = time.monotonic() - began
+        self._unread = self._unread or any(self._losses[source] != rule.loss for source, rule in latest.items())
         for moment in moments:
             if moment.rule is not None:
                 rule = latest[moment.rule.source]
@@ -113,6 +125,13 @@ class EventClock:
                     loss_pct=100 * rule.loss.mean,
                 )
                 self._on_row(row)
+
+    def _check_patterns(self) -> None:
+        """Read back which packets are lost, position by position, where that has changed."""
+        if self._unread:
+            with self._lock:
+                self._shaper.check_losses()
+            self._unread = False
 
     def _act(self, moment: Moment, action: DeviceAction, began: float) -> None:
         self.killed = self.killed or action == "kill"

@@ -2,9 +2,10 @@
 
     dump request --plain netlink socket--> kernel --messages--> records with the kernel's own numbers
 
-Rules are written by the `tc`, `ip` and `nft` programs and read back here, so that a program which misunderstands a unit
-is found out. pyroute2 is not used: its sockets (0.9.7) run an event loop of their own, which fails inside a program
-that runs one already, as the agent does; it drops the parent of a bfifo and misreads the keys of u32 filters.
+Rules are written by the programs `tc` and `ip` and the library of `nft` and read back here, so that one which
+misunderstands a unit is found out. pyroute2 is not used: its sockets (0.9.7) run an event loop of their own, which
+fails inside a program that runs one already, as the agent does; it drops the parent of a bfifo and misreads the keys of
+u32 filters.
 
 Source: the kernel's uapi headers rtnetlink.h, pkt_sched.h, pkt_cls.h, tc_mirred.h and nf_tables.h.
 """
@@ -25,7 +26,11 @@ TCA_HTB_PARAMETERS = 1
 TCA_U32_TARGET, TCA_U32_SELECTOR, TCA_U32_ACTIONS = 1, 5, 7
 TCA_ACTION_OPTIONS, TCA_MIRRED_PARAMETERS = 2, 2
 NFT_GET_OBJECT = (10 << 8) | 19
+NFT_GET_RULE = (10 << 8) | 7
 NFT_OBJECT_COUNTER = 1
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
+NFTA_EXPRESSION_NAME, NFTA_EXPRESSION_DATA = 1, 2
+NFTA_IMMEDIATE_DATA, NFTA_DATA_VERDICT, NFTA_VERDICT_CHAIN = 2, 2, 2
 NFTA_OBJECT_TABLE, NFTA_OBJECT_NAME, NFTA_OBJECT_TYPE, NFTA_OBJECT_DATA = 1, 2, 3, 4
 NFTA_COUNTER_PACKETS = 2
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
@@ -125,6 +130,21 @@ class KernelReader:
             counters[_text(found[NFTA_OBJECT_NAME])] = int.from_bytes(packets, "big")
         return counters
 
+    def nft_jumps(self, table: str) -> dict[str, list[str]]:
+        """Return the chains that the rules of each chain of an IPv4 table jump to; empty if there is no such table."""
+        body = struct.pack("=BBH", socket.AF_INET, 0, 0) + _attribute(NFTA_RULE_TABLE, table.encode() + b"\0")
+        jumps: dict[str, list[str]] = {}
+        for data in _dump(self._netfilter, NFT_GET_RULE, body):
+            found = _parse(data[4:])
+            targets = jumps.setdefault(_text(found[NFTA_RULE_CHAIN]), [])
+            for _, expression in _each(found.get(NFTA_RULE_EXPRESSIONS, b"")):
+                parts = _parse(expression)
+                if _text(parts[NFTA_EXPRESSION_NAME]) == "immediate":
+                    value = _parse(_parse(parts[NFTA_EXPRESSION_DATA])[NFTA_IMMEDIATE_DATA])
+                    verdict = _parse(value.get(NFTA_DATA_VERDICT, b""))
+                    targets += [_text(verdict[NFTA_VERDICT_CHAIN])] if NFTA_VERDICT_CHAIN in verdict else []
+        return jumps
+
     def _dump_tc(self, kind: int, index: int, parent: int = 0) -> Iterator[tuple[int, int, int, Attributes]]:
         """Yield interface, handle, parent and attributes of every object."""
         for data in _dump(self._route, kind, TC_HEADER.pack(socket.AF_UNSPEC, index, 0, parent, 0)):
@@ -201,15 +221,18 @@ def _redirect_index(actions: bytes) -> int | None:
 
 
 def _parse(data: bytes) -> Attributes:
-    """Split netlink attributes; the flag bits of their kinds are removed."""
-    found = {}
+    """Split netlink attributes, each of another kind; the flag bits of their kinds are removed."""
+    return dict(_each(data))
+
+
+def _each(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield kind and value of every netlink attribute."""
     while len(data) >= 4:
         length, kind = struct.unpack_from("=HH", data)
         if length < 4:
             break
-        found[kind & 0x3FFF] = data[4:length]
+        yield kind & 0x3FFF, data[4:length]
         data = data[_aligned(length) :]
-    return found
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

@@ -1,18 +1,32 @@
 """The nftables ruleset that loses and counts packets, as text, and its comparison with `nft -j`. Pure.
 
-    packet from a source --> counter seen --> position k = 0, 1, ... mod cycle --in pattern?--> counter lost, drop
+    lose_1, a hook: packet from the first source --> counter seen --jump--┐
+    pattern_1_0: position k = 0, 1, ... mod cycle --in pattern?--> counter lost, drop
+
+A pattern has a chain of its own, so that the next one can be loaded, which takes time, before the jump is turned to it,
+which takes none. Its positions begin with the first packet that it meets.
 
 The hook comes after the ingress redirect, so a lost packet has used up the link's time, as on a real link. Its
 priority is before connection tracking's defragmentation: each fragment is a packet of its own.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from testbed.loss import PATTERN_LENGTH
 
-__all__ = ["TABLE", "LossRule", "change_text", "differences", "load_text", "remove_text"]
+__all__ = [
+    "TABLE",
+    "LossRule",
+    "differences",
+    "forget_text",
+    "load_text",
+    "pattern_text",
+    "remove_text",
+    "switch_text",
+]
 
 TABLE = "testbed"
 PRIORITY = -450
@@ -26,11 +40,18 @@ class LossRule:
     address: str
     lost: tuple[int, ...]
     cycle: int = PATTERN_LENGTH
+    version: int = 0
+    """Counts the patterns that the link has had."""
 
     @property
     def chain(self) -> str:
         """Name of the link's own chain, so that it can change alone."""
         return f"lose_{self.number}"
+
+    @property
+    def pattern_chain(self) -> str:
+        """Name of the chain that holds the pattern."""
+        return f"pattern_{self.number}_{self.version}"
 
     @property
     def seen_counter(self) -> str:
@@ -47,26 +68,40 @@ class LossRule:
 
         The kernel gets the smaller half: the positions that are lost, or that are not (`!=`).
         """
-        if len(self.lost) in (0, self.cycle):
-            return None
-        if 2 * len(self.lost) <= self.cycle:
-            return "==", list(self.lost)
-        kept = set(range(self.cycle)) - set(self.lost)
-        return "!=", sorted(kept)
+        return _condition(self.lost, self.cycle)
 
 
 def load_text(interface: str, rules: Sequence[LossRule]) -> str:
     """Return one transaction that replaces the whole table, positions and counters at 0."""
     counters = [f"counter {name} {{}}" for rule in rules for name in (rule.seen_counter, rule.lost_counter)]
     hook = f"type filter hook prerouting priority {PRIORITY}; policy accept;"
-    chains = ["\n".join([f"chain {rule.chain} {{", hook, _rule_text(interface, rule), "}"]) for rule in rules]
+    chains = [
+        f"chain {rule.chain} {{\n{hook}\n{_hook_rule(interface, rule)}\n}}\n"
+        f"chain {rule.pattern_chain} {{\n{_pattern_rule(rule)}\n}}"
+        for rule in rules
+    ]
     return "\n".join([remove_text(), f"table ip {TABLE} {{", *counters, *chains, "}", ""])
 
 
-def change_text(interface: str, rule: LossRule) -> str:
-    """Return one transaction that replaces one link's pattern: its position is 0 again, its counters go on."""
-    chain = f"chain ip {TABLE} {rule.chain}"
-    return f"flush {chain}\nadd rule ip {TABLE} {rule.chain} {_rule_text(interface, rule)}\n"
+def pattern_text(rule: LossRule) -> str:
+    """Return one transaction that loads a pattern which no packet meets yet."""
+    chain = f"ip {TABLE} {rule.pattern_chain}"
+    return f"add chain {chain}\nflush chain {chain}\n" + (
+        f"add rule {chain} {_pattern_rule(rule)}\n" if rule.lost else ""
+    )
+
+
+def switch_text(interface: str, rules: Sequence[LossRule]) -> str:
+    """Return one transaction that turns links to patterns that are loaded; their counters go on."""
+    return "".join(
+        f"flush chain ip {TABLE} {rule.chain}\nadd rule ip {TABLE} {rule.chain} {_hook_rule(interface, rule)}\n"
+        for rule in rules
+    )
+
+
+def forget_text(rule: LossRule) -> str:
+    """Return one transaction that removes a pattern which no packet meets any more."""
+    return f"delete chain ip {TABLE} {rule.pattern_chain}\n"
 
 
 def remove_text() -> str:
@@ -74,46 +109,74 @@ def remove_text() -> str:
     return f"table ip {TABLE}\ndelete table ip {TABLE}\n"
 
 
-def _rule_text(interface: str, rule: LossRule) -> str:
-    text = f'iifname "{interface}" ip saddr {rule.address} counter name {rule.seen_counter}'
-    condition = rule.condition()
-    if condition is not None:
-        operator, positions = condition
-        written = "" if operator == "==" else f"{operator} "
-        text += f" numgen inc mod {rule.cycle} {written}{{ {', '.join(map(str, positions))} }}"
-    return f"{text} counter name {rule.lost_counter} drop" if rule.lost else text
+def _hook_rule(interface: str, rule: LossRule) -> str:
+    return f'iifname "{interface}" ip saddr {rule.address} counter name {rule.seen_counter} jump {rule.pattern_chain}'
+
+
+def _pattern_rule(rule: LossRule) -> str:
+    if not rule.lost:
+        return ""
+    return f"{_condition_text(rule.lost, rule.cycle)}counter name {rule.lost_counter} drop"
+
+
+def _condition(lost: Sequence[int], cycle: int) -> tuple[str, list[int]] | None:
+    if len(lost) in (0, cycle):
+        return None
+    if 2 * len(lost) <= cycle:
+        return "==", list(lost)
+    kept = set(range(cycle)) - set(lost)
+    return "!=", sorted(kept)
+
+
+@functools.lru_cache(maxsize=128)  # links change to and fro, and events must not wait for 65,536 numbers to be written
+def _condition_text(lost: tuple[int, ...], cycle: int) -> str:
+    condition = _condition(lost, cycle)
+    if condition is None:
+        return ""
+    operator, positions = condition
+    written = "" if operator == "==" else f"{operator} "
+    return f"numgen inc mod {cycle} {written}{{ {', '.join(map(str, positions))} }} "
 
 
 def differences(interface: str, rules: Sequence[LossRule], listing: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Compare `nft -j list table` with what was asked: (field, asked, got) wherever they differ."""
     objects = listing.get("nftables", [])
     chains = [entry["chain"] for entry in objects if "chain" in entry]
-    got_hook = [(chain["name"], chain.get("hook"), chain.get("prio"), chain.get("policy")) for chain in chains]
-    found = [_flatten(entry["rule"]["expr"]) for entry in objects if "rule" in entry]
-    asked = [_expected(interface, rule) for rule in rules]
-    wanted_hook = [(rule.chain, "prerouting", PRIORITY, "accept") for rule in rules]
+    got_chains = {chain["name"]: (chain.get("hook"), chain.get("prio"), chain.get("policy")) for chain in chains}
+    wanted_chains: dict[str, Any] = {rule.chain: ("prerouting", PRIORITY, "accept") for rule in rules}
+    wanted_chains |= {rule.pattern_chain: (None, None, None) for rule in rules}
     different: list[tuple[str, Any, Any]] = []
-    if got_hook != wanted_hook:
-        different.append(("nftables chains", wanted_hook, got_hook))
-    if len(found) != len(asked):
-        different.append(("number of nftables rules", len(asked), len(found)))
-    for rule, wanted, got in zip(rules, asked, found, strict=False):
+    if got_chains != wanted_chains:
+        different.append(("nftables chains", wanted_chains, got_chains))
+    found = [(entry["rule"]["chain"], _flatten(entry["rule"]["expr"])) for entry in objects if "rule" in entry]
+    asked = [(chain, wanted) for rule in rules for chain, wanted in _expected(interface, rule).items()]
+    if sorted(chain for chain, _ in found) != sorted(chain for chain, _ in asked):
+        different.append(("chains of nftables rules", [chain for chain, _ in asked], [chain for chain, _ in found]))
+    got_rules = dict(found)
+    for chain, wanted in asked:
+        got = got_rules.get(chain, {})
         for name in wanted.keys() | got.keys():
             if wanted.get(name) != got.get(name):
-                different.append((f"nftables rule of {rule.address}, {name}", wanted.get(name), got.get(name)))
+                different.append((f"nftables rule in {chain}, {name}", wanted.get(name), got.get(name)))
     return different
 
 
-def _expected(interface: str, rule: LossRule) -> dict[str, Any]:
-    wanted: dict[str, Any] = {"iifname": ("==", interface), "saddr": ("==", rule.address)}
-    wanted["counters"] = [rule.seen_counter] + ([rule.lost_counter] if rule.lost else [])
+def _expected(interface: str, rule: LossRule) -> dict[str, dict[str, Any]]:
+    """Return what is asked of the one rule of each chain."""
+    asked: dict[str, dict[str, Any]] = {
+        rule.chain: {
+            "iifname": ("==", interface),
+            "saddr": ("==", rule.address),
+            "counters": [rule.seen_counter],
+            "jump": rule.pattern_chain,
+        }
+    }
+    if rule.lost:
+        asked[rule.pattern_chain] = {"counters": [rule.lost_counter], "drop": True}
     condition = rule.condition()
     if condition is not None:
-        wanted["numgen"] = (condition[0], "inc", rule.cycle, 0)
-        wanted["positions"] = set(condition[1])
-    if rule.lost:
-        wanted["drop"] = True
-    return wanted
+        asked[rule.pattern_chain] |= {"numgen": (condition[0], "inc", rule.cycle, 0), "positions": set(condition[1])}
+    return asked
 
 
 def _flatten(expressions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -130,6 +193,8 @@ def _flatten(expressions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 got[key] = (op, right)
             case {"match": {"op": op, "left": {"payload": {"field": field}}, "right": right}}:
                 got[field] = (op, right)
+            case {"jump": {"target": str(target)}}:
+                got["jump"] = target
             case {"drop": None}:
                 got["drop"] = True
             case other:

@@ -1,24 +1,27 @@
 """Put a device's link rules into the kernel, read them back, count, and take them out again.
 
-Writes with the programs `tc`, `nft`, `ip` and `ethtool`, whose units are explicit and whose errors name the cause;
-reads back from the kernel itself. One Shaper per network namespace. Needs NET_ADMIN there and nothing else.
+Writes with the programs `tc`, `ip` and `ethtool` and the library of `nft`, whose units are explicit and whose errors
+name the cause; reads back from the kernel itself. One Shaper per network namespace. Needs NET_ADMIN there and nothing
+else.
 """
 
 import contextlib
+import functools
 import json
 import reprlib
 import socket
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from testbed.errors import ShaperError, UnsupportedError
 from testbed.links import DeviceRules, LinkRule
-from testbed.loss import drop_pattern
+from testbed.loss import Loss, drop_pattern
 from testbed.shaper import nft
 from testbed.shaper.features import FEATURES, has_netem
 from testbed.shaper.netlink import ClassState, KernelReader, QdiscState
+from testbed.shaper.nftables import Nftables
 from testbed.shaper.plan import (
     BURST_S,
     IFB,
@@ -81,12 +84,15 @@ class PreparedChange:
     rules: tuple[LinkRule, ...]
     classes: tuple[LinkClass, ...]
     losses: tuple[nft.LossRule, ...]
-    tools: tuple[WaitingTool, ...]
+    tool: WaitingTool | None
+    """`tc`, where rates or queues change."""
+    switch: str
+    """The transaction that turns links to their new patterns; empty where no loss changes."""
 
     def cancel(self) -> None:
         """Leave everything as it is."""
-        for tool in self.tools:
-            tool.cancel()
+        if self.tool is not None:
+            self.tool.cancel()
 
 
 class Shaper:
@@ -98,9 +104,12 @@ class Shaper:
         self._classes: tuple[LinkClass, ...] = ()
         self._uplink: LinkClass | None = None
         self._loss_rules: tuple[nft.LossRule, ...] = ()
+        self._past_losses: list[nft.LossRule] = []
+        """Whose patterns are loaded still, though no packet meets them."""
         self._rules: tuple[LinkRule, ...] = ()
         self._baseline: dict[int, ClassState] = {}
         self._open_reader: KernelReader | None = None
+        self._open_nftables: Nftables | None = None
 
     def apply(self, rules: DeviceRules) -> None:
         """Replace whatever is there by `rules` and read all of it back; idempotent.
@@ -118,7 +127,7 @@ class Shaper:
         self._run(["ip", "link", "add", IFB, "type", "ifb"])
         self._run(["ip", "link", "set", IFB, "up"])
         self._tc(tree_commands(IFB, self._classes))
-        self._run(["nft", "-f", "-"], nft.load_text(self._interface, self._loss_rules))
+        self._nft(nft.load_text(self._interface, self._loss_rules))
         self._tc(redirect_commands(self._interface))
         if self._uplink is not None:
             self._tc(tree_commands(self._interface, [self._uplink]))
@@ -133,7 +142,7 @@ class Shaper:
         """
         rules, classes, losses = list(self._rules), list(self._classes), list(self._loss_rules)
         commands: list[str] = []
-        transaction = ""
+        switched: list[nft.LossRule] = []
         for rule in changed:
             number = next((n for n, each in enumerate(rules) if each.source == rule.source), None)
             if number is None:
@@ -143,21 +152,25 @@ class Shaper:
                 raise ShaperError(f"device {self._device}: link from {rule.source} must keep its {before.queue.kind}")
             commands += change_commands(IFB, before, after)
             if rule.loss != rules[number].loss:
-                losses[number] = _loss_rule(number + 1, rule, self._device)
-                transaction += nft.change_text(self._interface, losses[number])
+                version = losses[number].version + 1
+                losses[number] = replace(_loss_rule(number + 1, rule, self._device), version=version)
+                self._nft(nft.pattern_text(losses[number]))
+                switched.append(losses[number])
             rules[number], classes[number] = rule, after
-        tools = [WaitingTool(["tc", "-batch", "-"], "\n".join(commands) + "\n")] if commands else []
-        if transaction:
-            tools.append(WaitingTool(["nft", "-f", "-"], transaction))
-        return PreparedChange(tuple(rules), tuple(classes), tuple(losses), tuple(tools))
+        tool = WaitingTool(["tc", "-batch", "-"], "\n".join(commands) + "\n") if commands else None
+        switch = nft.switch_text(self._interface, switched)
+        return PreparedChange(tuple(rules), tuple(classes), tuple(losses), tool, switch)
 
     def change(self, prepared: "PreparedChange") -> None:
         """Change links while they are in use: nothing is dropped or rebuilt, and counters go on.
 
         A link whose loss changes begins its new pattern at position 0. Raises ShaperError if the kernel refuses.
         """
-        for tool in prepared.tools:
-            tool.act()
+        if prepared.switch:
+            self._nft(prepared.switch)
+        if prepared.tool is not None:
+            prepared.tool.act()
+        self._past_losses += [old for old, new in zip(self._loss_rules, prepared.losses, strict=True) if old is not new]
         self._rules, self._classes, self._loss_rules = prepared.rules, prepared.classes, prepared.losses
 
     def check_rates(self) -> None:
@@ -165,8 +178,20 @@ class Shaper:
         (index,) = _interface_index(IFB)
         self._complain([(IFB, each) for each in self._tree_differences(index, self._classes)])
 
+    def check_switches(self) -> None:
+        """Read back which pattern every link is turned to; takes well under a millisecond, unlike `check_losses`."""
+        jumps = self._read(lambda reader: reader.nft_jumps(nft.TABLE))
+        asked = {rule.chain: [rule.pattern_chain] for rule in self._loss_rules}
+        got = {chain: jumps.get(chain, []) for chain in asked}
+        self._complain([(self._interface, ("nftables jumps", asked, got))] if got != asked else [])
+
     def check_losses(self) -> None:
-        """Read the patterns back; takes long where they are dense. Raises ShaperError like `check_rates`."""
+        """Remove the patterns that changes have put out of use, and read back the others.
+
+        Takes long where they are dense. Raises ShaperError like `check_rates`.
+        """
+        while self._past_losses:
+            self._nft(nft.forget_text(self._past_losses.pop()))
         listing = json.loads(self._run(["nft", "-j", "list", "table", "ip", nft.TABLE]))
         differences = nft.differences(self._interface, self._loss_rules, listing)
         self._complain([(self._interface, each) for each in differences])
@@ -188,7 +213,7 @@ class Shaper:
 
     def reset_loss(self) -> None:
         """Put every loss pattern back to position 0 and every counter to 0."""
-        self._run(["nft", "-f", "-"], nft.load_text(self._interface, self._loss_rules))
+        self._nft(nft.load_text(self._interface, self._loss_rules))
         self._baseline = self._class_states()
 
     def clear(self) -> None:
@@ -202,11 +227,15 @@ class Shaper:
                 elif qdisc.handle == UPLINK_MAJOR << 16:
                     self._run(["tc", "qdisc", "del", "dev", self._interface, "root"])
             self._pin_congestion_control("")
-        self._run(["nft", "-f", "-"], nft.remove_text())
+        self._nft(nft.remove_text())
         self._classes, self._uplink, self._rules, self._loss_rules, self._baseline = (), None, (), (), {}
+        self._past_losses.clear()
         if self._open_reader is not None:
             self._open_reader.close()
             self._open_reader = None
+        if self._open_nftables is not None:
+            self._open_nftables.close()
+            self._open_nftables = None
 
     def mechanism(self) -> dict[str, str]:
         """Say how links are emulated, for the record of a run."""
@@ -317,6 +346,14 @@ class Shaper:
     def _tc(self, commands: Iterable[str]) -> None:
         self._run(["tc", "-batch", "-"], "\n".join(commands) + "\n")
 
+    def _nft(self, text: str) -> None:
+        if self._open_nftables is None:
+            self._open_nftables = Nftables()
+        try:
+            self._open_nftables.run(text)
+        except ShaperError as error:
+            raise ShaperError(f"device {self._device}, {self._interface}: {error}") from error
+
     def _run(self, command: Sequence[str], text: str = "") -> str:
         try:
             done = subprocess.run(command, input=text, capture_output=True, text=True)
@@ -347,9 +384,15 @@ def _loss_rules(rules: DeviceRules) -> tuple[nft.LossRule, ...]:
 
 
 def _loss_rule(number: int, rule: LinkRule, destination: str) -> nft.LossRule:
-    pattern = drop_pattern(rule.loss, seed=rule.seed, source=rule.source, destination=destination)
-    lost = tuple(int(position) for position in pattern.nonzero()[0])
-    return nft.LossRule(number, rule.source_address, lost, len(pattern))
+    lost, cycle = _pattern(rule.loss, rule.seed, rule.source, destination)
+    return nft.LossRule(number, rule.source_address, lost, cycle)
+
+
+@functools.lru_cache(maxsize=128)  # as in nft.py
+def _pattern(loss: Loss, seed: int, source: str, destination: str) -> tuple[tuple[int, ...], int]:
+    """Return the positions that are lost, and of how many."""
+    pattern = drop_pattern(loss, seed=seed, source=source, destination=destination)
+    return tuple(pattern.nonzero()[0].tolist()), len(pattern)
 
 
 def _interface_index(name: str) -> list[int]:

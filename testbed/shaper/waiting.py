@@ -1,6 +1,6 @@
 """A kernel tool that has been started early and waits for its text, so that a change takes effect on time.
 
-Starting `tc` or `nft` takes several milliseconds on a small machine, and as long again where others work: too late for
+Starting `tc` takes several milliseconds on a small machine, and as long again where others work: too late for
 an event that is due now. Waiting, it has only to read and act.
 """
 
@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 
 from testbed.errors import ShaperError, UnsupportedError
+from testbed.urgency import urgent
 
 __all__ = ["WaitingTool"]
 
@@ -18,9 +19,10 @@ class WaitingTool:
     def __init__(self, command: Sequence[str], text: str):
         self._command, self._text = command, text
         try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-            )
+            with urgent():
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                )
         except FileNotFoundError as error:
             raise UnsupportedError(f"program {command[0]} must be installed, got none; see testbed doctor") from error
 

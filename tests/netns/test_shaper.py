@@ -15,7 +15,7 @@ import pytest
 from testbed.errors import UnsupportedError
 from testbed.links import DeviceRules, LinkRule
 from testbed.loss import NO_LOSS, Bernoulli, GilbertElliott, Loss, Recorded, drop_pattern, lost_positions
-from testbed.shaper import LinkCounters, Shaper, has_netem
+from testbed.shaper import LinkCounters, Shaper
 
 pytestmark = pytest.mark.netns
 
@@ -118,12 +118,16 @@ def test_shaper_kernel_loses_the_asked_positions(network: NetworkMaker) -> None:
         ),
     )
     listing = json.loads(net.run("d0", "nft", "-j", "list", "table", "ip", "testbed"))["nftables"]
-    found = {}
+    rules_of: dict[str, list[dict[str, Any]]] = {}
     for entry in listing:
         if "rule" in entry:
-            parts = entry["rule"]["expr"]
-            address = next(p["match"]["right"] for p in parts if "payload" in p.get("match", {}).get("left", {}))
-            found[address] = parts
+            rules_of[entry["rule"]["chain"]] = entry["rule"]["expr"]
+    found = {}
+    for parts in rules_of.values():
+        for part in parts:
+            if "jump" in part:
+                address = next(p["match"]["right"] for p in parts if "payload" in p.get("match", {}).get("left", {}))
+                found[address] = rules_of.get(part["jump"]["target"], [])
     lost = lost_positions(Bernoulli(0.01), seed=7, source="d1", destination="d0")
     (position,) = [p["match"] for p in found["10.77.0.2"] if "numgen" in p.get("match", {}).get("left", {})]
     assert position["left"]["numgen"] == {"mode": "inc", "mod": 65536, "offset": 0}
@@ -170,11 +174,13 @@ def test_shaper_clear_leaves_nothing_even_of_another_run(network: NetworkMaker) 
     assert snapshot(net, "d0") == before
 
 
-def test_shaper_refuses_a_delay_without_netem_and_changes_nothing(network: NetworkMaker) -> None:
-    if has_netem():
-        pytest.skip("this kernel has sch_netem")
+def test_shaper_refuses_a_delay_without_netem_and_queues(
+    network: NetworkMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = network(1)
     before = snapshot(net, "d0")
+    monkeypatch.setattr("testbed.shaper.shaper.has_netem", lambda: False)
+    monkeypatch.setattr("testbed.shaper.shaper.has_packet_queues", lambda: False)
 
     def refused() -> str:
         with pytest.raises(UnsupportedError) as caught:
@@ -183,22 +189,11 @@ def test_shaper_refuses_a_delay_without_netem_and_changes_nothing(network: Netwo
 
     said = net.call("d0", refused)
     assert said.startswith(
-        "link d1 to d0: delay_ms and jitter_ms must be 0 on a kernel without sch_netem, got 20 and 0;"
+        "link d1 to d0: delay_ms and jitter_ms must be 0 on a kernel without sch_netem and NFQUEUE, got 20 and 0;"
     )
     assert "modprobe sch_netem" in said
+    assert "modprobe xt_NFQUEUE" in said
     assert snapshot(net, "d0") == before
-
-
-def test_shaper_delays_with_netem(network: NetworkMaker) -> None:
-    if not has_netem():
-        pytest.skip("needs a kernel with sch_netem")
-    net = network(1)
-    net.call("d0", apply, rules(rule("d1", delay_s=0.02, jitter_s=0.002)))
-    qdiscs = json.loads(net.run("d0", "tc", "-json", "qdisc", "show", "dev", "tb-ifb"))
-    (netem,) = [qdisc["options"] for qdisc in qdiscs if qdisc["kind"] == "netem"]
-    assert netem["delay"]["delay"] == pytest.approx(0.02, abs=1e-6)
-    assert netem["delay"]["jitter"] == pytest.approx(0.002, abs=1e-6)
-    assert netem["limit"] == -(-int(10e6 / 8 * (0.02 + 0.002 + QUEUE_S)) // FRAME_BYTES)
 
 
 # Packets

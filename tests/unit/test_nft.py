@@ -1,12 +1,13 @@
 """The nftables text and its comparison with what nft lists, without a kernel."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from testbed.loss import PATTERN_LENGTH
 from testbed.shaper import nft
-from testbed.shaper.nft import LossRule, differences, load_text
+from testbed.shaper.nft import LossRule, differences, forget_text, load_text, pattern_text, switch_text
 
 SOME = LossRule(1, "10.77.0.2", (3, 5, 70))
 NONE = LossRule(2, "10.77.0.3", ())
@@ -19,22 +20,27 @@ def match(op: str, left: dict[str, Any], right: Any) -> dict[str, Any]:
 
 
 def listing(positions: Any = None, priority: int = -450, drop: bool = True) -> dict[str, Any]:
-    expressions = [
+    hook = [
         match("==", {"meta": {"key": "iifname"}}, "eth0"),
         match("==", {"payload": {"protocol": "ip", "field": "saddr"}}, "10.77.0.2"),
         {"counter": "seen_1"},
+        {"jump": {"target": "pattern_1_0"}},
+    ]
+    pattern = [
         match("==", {"numgen": {"mode": "inc", "mod": 65536, "offset": 0}}, positions or {"set": [3, 5, 70]}),
         {"counter": "lost_1"},
         *([{"drop": None}] if drop else []),
     ]
     chain = {"name": "lose_1", "hook": "prerouting", "prio": priority, "policy": "accept"}
-    return {"nftables": [{"metainfo": {}}, {"chain": chain}, {"rule": {"expr": expressions}}]}
+    chains = [{"chain": chain}, {"chain": {"name": "pattern_1_0"}}]
+    rules = [{"rule": {"chain": "lose_1", "expr": hook}}, {"rule": {"chain": "pattern_1_0", "expr": pattern}}]
+    return {"nftables": [{"metainfo": {}}, *chains, *rules]}
 
 
 def test_nft_text_looks_the_position_up_in_the_pattern() -> None:
     text = load_text("eth0", [SOME])
-    assert 'iifname "eth0" ip saddr 10.77.0.2 counter name seen_1 numgen inc mod 65536 { 3, 5, 70 }' in text
-    assert "counter name lost_1 drop" in text
+    assert 'iifname "eth0" ip saddr 10.77.0.2 counter name seen_1 jump pattern_1_0' in text
+    assert "numgen inc mod 65536 { 3, 5, 70 } counter name lost_1 drop" in text
 
 
 def test_nft_text_replaces_the_table_in_one_transaction() -> None:
@@ -48,10 +54,16 @@ def test_nft_condition_holds_the_smaller_half(rule: LossRule, condition: tuple[s
     assert rule.condition() == condition
 
 
-def test_nft_text_without_loss_only_counts_and_with_certain_loss_only_drops() -> None:
-    lines = {line.split()[4]: line for line in load_text("eth0", [NONE, ALL]).splitlines() if "saddr" in line}
-    assert lines["10.77.0.3"].endswith("counter name seen_2")
-    assert lines["10.77.0.4"].endswith("counter name seen_3 counter name lost_3 drop")
+def test_nft_pattern_without_loss_is_empty_and_with_certain_loss_only_drops() -> None:
+    assert pattern_text(NONE) == "add chain ip testbed pattern_2_0\nflush chain ip testbed pattern_2_0\n"
+    assert pattern_text(ALL).splitlines()[-1] == "add rule ip testbed pattern_3_0 counter name lost_3 drop"
+
+
+def test_nft_switch_says_nothing_of_positions() -> None:
+    text = switch_text("eth0", [replace(SOME, version=1)])
+    assert text.startswith("flush chain ip testbed lose_1\n")
+    assert text.endswith("counter name seen_1 jump pattern_1_1\n")
+    assert forget_text(SOME) == "delete chain ip testbed pattern_1_0\n"
 
 
 def test_nft_differences_of_what_was_asked_are_none() -> None:
@@ -67,10 +79,10 @@ def test_nft_differences_understand_ranges_and_single_positions() -> None:
 @pytest.mark.parametrize(
     ("got", "field"),
     [
-        (listing({"set": [3, 5]}), "nftables rule of 10.77.0.2, positions"),
-        (listing(drop=False), "nftables rule of 10.77.0.2, drop"),
+        (listing({"set": [3, 5]}), "nftables rule in pattern_1_0, positions"),
+        (listing(drop=False), "nftables rule in pattern_1_0, drop"),
         (listing(priority=0), "nftables chains"),
-        ({"nftables": []}, "number of nftables rules"),
+        ({"nftables": []}, "chains of nftables rules"),
     ],
 )
 def test_nft_differences_name_the_field(got: dict[str, Any], field: str) -> None:
@@ -79,5 +91,5 @@ def test_nft_differences_name_the_field(got: dict[str, Any], field: str) -> None
 
 def test_nft_differences_see_another_interface() -> None:
     fields = [name for name, _, _ in differences("eth1", [SOME], listing())]
-    assert fields == [f"nftables rule of {SOME.address}, iifname"]
+    assert fields == ["nftables rule in lose_1, iifname"]
     assert nft.remove_text() in load_text("eth1", [SOME])
