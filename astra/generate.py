@@ -99,7 +99,7 @@ class _Rank(Rank):
         """Warm up, then continue the measured texts with one strategy; return the result on rank 0."""
         name, warmup, requests = label(job.strategy), self._config.warmup, self._config.requests
         texts: list[Continuation] = []
-        if job.strategy.name == "single":
+        if job.strategy.name == "single" and self._reference is None:
             self._reference = texts
         with self._named(f"{name}, getting ready"):
             sampler = Sampler(self._wanted.temperature, self._wanted.top_k, self._wanted.seed)

@@ -30,12 +30,14 @@ class Greeting:
     """Cores that it may use, or a share of one."""
     inputs: str | None
     """Digest of the requests' inputs; None where it holds none."""
+    examples: str | None = None
+    """Digest of the labelled set's inputs; None without one."""
 
     @classmethod
-    def of(cls, cpus: float | None, inputs: Array | None) -> "Greeting":
+    def of(cls, cpus: float | None, inputs: Array | None, examples: Array | None = None) -> "Greeting":
         """Describe a rank; where nobody said how many cores it has, those it may run on count."""
-        digest = None if inputs is None else hashlib.sha256(inputs.tobytes()).hexdigest()
-        return cls(float(len(os.sched_getaffinity(0))) if cpus is None else cpus, digest)
+        cores = float(len(os.sched_getaffinity(0))) if cpus is None else cpus
+        return cls(cores, _digest(inputs), _digest(examples))
 
 
 def exchange(collectives: Collectives, own: Greeting) -> list[Greeting]:
@@ -51,17 +53,23 @@ def exchange(collectives: Collectives, own: Greeting) -> list[Greeting]:
         together = json.dumps([asdict(own), *(json.loads(bytes(each)) for each in payloads.values())]).encode()
     shared = json.loads(bytes(collectives.broadcast(_SHARE, together)))
     greetings = [Greeting(**each) for each in shared]
-    _check_inputs(greetings)
+    found = _differing("input", [each.inputs for each in greetings], ", or placement: terminal")
+    found += _differing("data", [each.examples for each in greetings], "")
+    if found:
+        raise ConfigError(found)
     return greetings
 
 
-def _check_inputs(greetings: Sequence[Greeting]) -> None:
-    digests = {rank: each.inputs for rank, each in enumerate(greetings) if each.inputs is not None}
-    others = [rank for rank, digest in digests.items() if digest != greetings[0].inputs]
-    if others:
-        raise ConfigError(
-            [
-                f"config: input must be the same on every rank, got others than rank 0's on ranks {others}; use the "
-                "same files and the same Python everywhere, or placement: terminal"
-            ]
-        )
+def _digest(inputs: Array | None) -> str | None:
+    return None if inputs is None else hashlib.sha256(inputs.tobytes()).hexdigest()
+
+
+def _differing(what: str, digests: Sequence[str | None], way_out: str) -> list[str]:
+    """Say which ranks hold something else than rank 0; those that hold nothing are sent it."""
+    others = [rank for rank, digest in enumerate(digests) if digest not in (None, digests[0])]
+    if not others:
+        return []
+    return [
+        f"config: {what} must be the same on every rank, got others than rank 0's on ranks {others}; use the same "
+        f"files and the same Python everywhere{way_out}"
+    ]

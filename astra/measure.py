@@ -161,6 +161,8 @@ class StrategyResult:
     """Of every rank, in order."""
     burst_rps: float | None = None
     """Requests per second with several under way at once; None for strategies that take one after the other."""
+    accuracy: float | None = None
+    """Share of the labelled set that is answered right; None without one."""
 
     @property
     def counted(self) -> LinkTotals | None:
@@ -189,7 +191,9 @@ def request_row(strategy: StrategyConfig, placement: str, answer: Answer, refere
     }
 
 
-def summary_row(result: StrategyResult, reference: Sequence[Answer] | None) -> Row:
+def summary_row(
+    result: StrategyResult, reference: Sequence[Answer] | None, single_accuracy: float | None = None
+) -> Row:
     """Make the row of `summary`; `reference` are the answers of `single`, which agrees with itself."""
     count, counted = len(result.answers), result.counted
     median_s = _latency_s(result.answers, 50)
@@ -202,6 +206,7 @@ def summary_row(result: StrategyResult, reference: Sequence[Answer] | None) -> R
         "latency_p50_s": median_s,
         "latency_p95_s": _latency_s(result.answers, 95),
         "speedup_vs_single": None if reference is None else _latency_s(reference, 50) / median_s,
+        **_accuracy_cells(result.accuracy, single_accuracy),
         "throughput_rps": count / total_s if result.burst_rps is None else result.burst_rps,
         "flops_per_request_max_rank": max(flops) if flops else None,
         "bytes_per_request_predicted": round(result.predicted_bytes),
@@ -225,6 +230,14 @@ def rank_rows(result: StrategyResult, sent_bytes: Sequence[int]) -> list[Row]:
         }
         for rank, counts in enumerate(result.counts)
     ]
+
+
+def _accuracy_cells(accuracy: float | None, single: float | None) -> Row:
+    """Return how many of the labelled examples are answered right, and how many more than by `single`, in points."""
+    return {
+        "accuracy_pct": None if accuracy is None else 100 * accuracy,
+        "accuracy_change_points": None if accuracy is None or single is None else 100 * (accuracy - single),
+    }
 
 
 def _datagram_cells(counts: DatagramCounts | None) -> Row:

@@ -7,7 +7,7 @@ Knows nothing of what is measured.
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from astra.config import BenchConfig
 from astra.data import load_inputs, to_input
 from astra.environment import Environment
 from astra.errors import AstraError, ConfigError
+from astra.evaluation.labelled_set import LabelledSet
 from astra.greeting import Greeting, exchange
 from astra.jobs import Job, codec_for, plan_jobs
 from astra.models import ModelAdapter, load_model
@@ -57,6 +58,8 @@ class World:
     inputs: Array | None
     """Pixels [N, 3, H, W] or token ids [N, T]; None on a rank that is sent what it needs."""
     collectives: Collectives
+    labelled: LabelledSet | None = None
+    """What strategies answer besides, if the config names any."""
 
 
 @contextmanager
@@ -71,7 +74,8 @@ def connected(config: BenchConfig, environment: Environment, connect: Connect) -
         torch.set_num_threads(environment.num_threads)
     model = load_model(config.model)
     by_cpus = config.partition == "cpus"
-    jobs = [] if by_cpus else plan_jobs(config, model, environment.world_size)
+    labelled = None if config.accuracy is None else LabelledSet(config.accuracy, config, model)
+    jobs = [] if by_cpus else _lay_out(config, model, labelled, environment.world_size)
     has_inputs = environment.rank == 0 or config.input.placement == "replicated"
     count = min(config.requests, MAX_INPUTS)
     inputs = load_inputs(config.input, config.model, count, "request") if has_inputs else None
@@ -85,17 +89,41 @@ def connected(config: BenchConfig, environment: Environment, connect: Connect) -
             here = own_address(Place(environment.rank, environment.world_size, *address))
             port = open_port(transport, here, config.timeout_s)
         collectives = Collectives(transport, config.timeout_s, port)
-        if by_cpus or config.model.is_text:
-            greetings = exchange(collectives, Greeting.of(environment.cpus, inputs))
+        if by_cpus or config.model.is_text or labelled is not None:
+            examples = None if labelled is None else labelled.examples.inputs
+            greetings = exchange(collectives, Greeting.of(environment.cpus, inputs, examples))
             if by_cpus:
                 cpus = [greeting.cpus for greeting in greetings]
-                jobs = plan_jobs(config, model, environment.world_size, cpus)
-        yield World(model, jobs, inputs, collectives)
+                jobs = _lay_out(config, model, labelled, environment.world_size, cpus)
+        yield World(model, jobs, inputs, collectives, labelled)
         complete = True
     finally:
         if port is not None:
             port.close()
         transport.close(abort=not complete)
+
+
+def _lay_out(
+    config: BenchConfig,
+    model: ModelAdapter,
+    labelled: LabelledSet | None,
+    world_size: int,
+    cpus: Sequence[float] | None = None,
+) -> list[Job]:
+    """Lay out the requests and the labelled set; raise ConfigError with what is wrong in either of them."""
+    jobs, faults = [], list[str]()
+    try:
+        jobs = plan_jobs(config, model, world_size, cpus)
+    except ConfigError as error:
+        faults += error.faults
+    try:
+        if labelled is not None:
+            labelled.lay_out(config.weights(world_size, cpus))
+    except ConfigError as error:
+        faults += error.faults
+    if faults:
+        raise ConfigError(faults)
+    return jobs
 
 
 def _check_vocabulary(inputs: Array | None, model: ModelAdapter) -> None:
@@ -134,9 +162,9 @@ class Rank:
             self._timeline.write_chrome_trace(folder / TRACE_FILE, others)
 
     def _context(self, job: Job) -> RankContext:
-        """Return what a strategy gets for a job."""
+        """Return what a strategy gets for a job; weights of its own are loaded, and freed with the context."""
         return RankContext(
-            model=self._model,
+            model=self._model if job.model == self._config.model else load_model(job.model),
             collectives=self._collectives,
             ranges=job.ranges,
             weights=job.weights,

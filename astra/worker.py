@@ -14,6 +14,7 @@
       ── end ──►  mark end                            mark end
       ◄────────────── counters ─────────────────────  .
       ── start ──►  requests with several under way, `done`: only strategies that can
+      the labelled set, if there is one: see `evaluation.answering`
       report
 
 Every word is an empty message over the same transport as the strategy's own, but for `done`, which says what became of
@@ -74,18 +75,42 @@ class _Rank(Rank):
     def __init__(self, config: BenchConfig, world: World, reporter: Reporter):
         super().__init__(config, world, reporter)
         self._reference: list[Answer] | None = None
+        self._labelled = world.labelled
+        self._single_accuracy: float | None = None
 
     def serve_all(self, jobs: list[Job]) -> list[StrategyResult]:
         """Serve one strategy after the other."""
         results = []
-        for job in jobs:
-            with self._named(f"{label(job.strategy)}, getting ready"):
-                strategy = STRATEGIES[job.strategy.name](self._context(job), job.strategy)
-            answers, counts = self._serve_strategy(job, strategy)
-            burst_rps = self._serve_burst(job, strategy)
+        for number, job in enumerate(jobs):
+            answers, counts, burst_rps = self._serve_requests(job)
+            accuracy = self._answer_labelled(number, job)
             if self._rank == 0:
-                results.append(self._report(job, answers, counts, burst_rps))
+                results.append(self._report(job, answers, counts, burst_rps, accuracy))
         return results
+
+    def _serve_requests(self, job: Job) -> tuple[list[Answer], list[RankCounts], float | None]:
+        """Serve all requests of one strategy, whose weights and tables are then freed."""
+        with self._named(f"{label(job.strategy)}, getting ready"):
+            strategy = STRATEGIES[job.strategy.name](self._context(job), job.strategy)
+        answers, counts = self._serve_strategy(job, strategy)
+        return answers, counts, self._serve_burst(job, strategy)
+
+    def _answer_labelled(self, number: int, job: Job) -> float | None:
+        """Answer the labelled set, if there is one, with the strategy of that number; return its accuracy on rank 0."""
+        if self._labelled is None:
+            return None
+        first, name = self._next_request, f"{label(job.strategy)} accuracy"
+        self._next_request += self._labelled.num_batches
+        with self._named(name):
+            answers = self._labelled.answer(
+                number, self._collectives, first, lambda done, total: self._reporter.progress(name, done, total)
+            )
+        if answers is None:
+            return None
+        accuracy = answers.value("accuracy")
+        if number == 0 and job.strategy.name == "single":
+            self._single_accuracy = accuracy
+        return accuracy
 
     def _serve_strategy(self, job: Job, strategy: Strategy) -> tuple[list[Answer], list[RankCounts]]:
         """Warm up, then serve the measured requests between two marks; the answers and counts are on rank 0 only.
@@ -95,7 +120,7 @@ class _Rank(Rank):
         name, warmup, requests = label(job.strategy), self._config.warmup, self._config.requests
         answers: list[Answer] = []
         flops: int | None = None
-        if job.strategy.name == "single":
+        if job.strategy.name == "single" and self._reference is None:
             self._reference = answers
         for number in range(warmup):
             with self._named(f"{name}, warm-up request {number + 1} of {warmup}"):
@@ -193,7 +218,12 @@ class _Rank(Rank):
         return [] if payloads is None else [own, *(RankCounts.from_json(part) for part in payloads.values())]
 
     def _report(
-        self, job: Job, answers: list[Answer], counts: list[RankCounts], burst_rps: float | None
+        self,
+        job: Job,
+        answers: list[Answer],
+        counts: list[RankCounts],
+        burst_rps: float | None,
+        accuracy: float | None,
     ) -> StrategyResult:
         """Write the strategy's row, and one for each rank, on rank 0."""
         assert self._whole_inputs is not None, "rank 0 has the inputs"
@@ -207,8 +237,9 @@ class _Rank(Rank):
             expected_bytes=predicted.link_bytes,
             counts=counts,
             burst_rps=burst_rps,
+            accuracy=accuracy,
         )
-        self._reporter.row("summary", summary_row(result, self._reference))
+        self._reporter.row("summary", summary_row(result, self._reference, self._single_accuracy))
         for row in rank_rows(result, job.bytes_sent()):
             self._reporter.row("ranks", row)
         return result

@@ -142,7 +142,7 @@ def evaluate_as_rank(
         if any(uses_datagrams(cell.strategy) for cell in cells):
             port = open_port(transport, own_address(place), config.timeout_s)
         collectives = Collectives(transport, config.timeout_s, port)
-        exchange(collectives, Greeting.of(environment.cpus, subject.examples.inputs))
+        exchange(collectives, Greeting.of(environment.cpus, None, subject.examples.inputs))
         outcomes, index = [], 1
         for cell, job in zip(cells, subject.jobs, strict=True):
             model = subject.model_for(job)
