@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from astra.checkpoint import TOKENIZER_FILE
 from astra.convert.llama2c_tokenizer import read_bytes, read_tokens, tokenizer_json
 from astra.errors import ConfigError
 from astra.models import save_checkpoint
@@ -58,8 +57,7 @@ def convert_llama2c(weights: Path, tokenizer: Path, folder: Path) -> None:
     tokens = read_tokens(tokenizer, abs(header.vocabulary))
     model = _model(header, tensors)
     try:
-        save_checkpoint(folder, model)
-        (folder / TOKENIZER_FILE).write_text(tokenizer_json(tokens), encoding="utf-8")
+        save_checkpoint(folder, model, tokenizer=tokenizer_json(tokens))
     except OSError as error:
         raise ConfigError([f"convert: --out must be a folder to write to, got {error}; choose another"]) from error
 

@@ -50,8 +50,7 @@ def convert_minilm(folder: Path, *, num_labels: int = 2, seed: int = 0, source: 
     model = _classifier(source, num_labels, seed)
     tokenizer = _whole_texts(source / TOKENIZER_FILE)
     try:
-        save_checkpoint(folder, model)
-        (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
+        save_checkpoint(folder, model, tokenizer=tokenizer)
     except OSError as error:
         raise ConfigError([f"convert: --out must be a folder to write to, got {error}; choose another"]) from error
 

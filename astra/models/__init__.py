@@ -248,21 +248,20 @@ def load_model(config: ModelConfig) -> ModelAdapter:
     return adapt(build_model(config).requires_grad_(False), config.num_tokens)
 
 
-def save_checkpoint(folder: Path, model: "PreTrainedModel", *, tokenizer_of: str | None = None) -> None:
+def save_checkpoint(folder: Path, model: "PreTrainedModel", *, tokenizer: str | None = None) -> None:
     """Write `config.json` and `model.safetensors` as Hugging Face saves them, each at once or not at all.
 
     Args:
         folder: Made if it is not there.
         model: Any Hugging Face model.
-        tokenizer_of: Checkpoint whose `tokenizer.json`, if it has one, is copied beside them.
+        tokenizer: What `tokenizer.json` beside them is to hold; None for a model without one.
 
     Raises:
         OSError: The folder cannot be written.
-        ConfigError: The checkpoint of the tokenizer is out of reach.
     """
     from astra.models.saving import save
 
-    save(folder, model, tokenizer_of)
+    save(folder, model, tokenizer)
 
 
 def planned_shape(config: ModelConfig) -> ModelShape:

@@ -25,6 +25,7 @@ from astra.codebook import save_codebooks
 from astra.data import Examples, load_examples, to_input
 from astra.errors import AstraError, ConfigError
 from astra.models import build_model, save_checkpoint
+from astra.tokenizer import load_tokenizer
 from astra.training.augment import Batches
 from astra.training.log import TrainingLog
 from astra.training.objectives import Judgement, loss_of, metric_of, reads_every_row
@@ -222,8 +223,9 @@ class _Training:
 
     def _save(self) -> None:
         """Write the checkpoint."""
-        save_checkpoint(self._out, self._trainee.model)
-        method = self._recipe.method
+        model, method = self._recipe.model, self._recipe.method
+        tokenizer = load_tokenizer(model, self._recipe.data.tokenizer).to_json() if model.is_text else None
+        save_checkpoint(self._out, self._trainee.model, tokenizer=tokenizer)
         if isinstance(method, AstraMethod):
             trained_on: dict[str, str | int] = {"step": self._progress.step, "recipe": self._progress.recipe_digest}
             save_codebooks(self._out, self._trainee.codebooks(), {**trained_on, "site": method.site})

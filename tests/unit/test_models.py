@@ -280,9 +280,7 @@ def test_save_checkpoint_is_read_by_the_library_and_by_us(model: Any, tmp_path: 
 
 
 def test_save_checkpoint_takes_the_tokenizer_along(tmp_path: Path) -> None:
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "tokenizer.json").write_text("{}")
-    save_checkpoint(tmp_path / "new", build_model(CONFIGS["gpt2"]), tokenizer_of=str(tmp_path / "old"))
+    save_checkpoint(tmp_path / "new", build_model(CONFIGS["gpt2"]), tokenizer="{}")
     assert (tmp_path / "new" / "tokenizer.json").read_text() == "{}"
 
 
