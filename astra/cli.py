@@ -113,26 +113,26 @@ def generate(config: _ConfigOption = None, check: _CheckOption = False) -> None:
 
 @app.command()
 def fit(config: _ConfigOption = None) -> None:
-    """Fit the codebooks that the config's strategies need, and keep them for later runs."""
+    """Fit the codebooks that the config's strategies need, and keep them for later runs.
+
+    The config is that of a benchmark, of a generation, or of an evaluation.
+    """
     with _failures_reported():
-        _, wanted = _load(config, "fit")
-        needed = [strategy for strategy in wanted.strategies if isinstance(strategy, AstraConfig)]
-        if not needed:
+        path = _config_path(config)
+        wanted = _load_evaluation(path) or _load(path, "fit")[1]
+        if not any(isinstance(strategy, AstraConfig) for strategy in wanted.strategies):
             _say("fit: no strategy needs codebooks")
             return
-        from astra.fit import ensure_fitted
+        from astra.evaluation.run import evaluation_needs
+        from astra.fit import bench_needs, fit_missing
 
         begin_s = time.monotonic()
-        fitted: set[str] = set()
+        needs = bench_needs(wanted) if isinstance(wanted, BenchConfig) else evaluation_needs(wanted)
         with _progress_shown() as show:
-
-            def follow(label: str, done: int, total: int) -> None:
-                fitted.add(label)
-                show(label, done, total)
-
-            ensure_fitted(wanted, follow)
-        cached = len(needed) - len(fitted)
-        _say(f"fit: {len(fitted)} fitted, {cached} found in the cache, {time.monotonic() - begin_s:.1f} s")
+            tally = fit_missing(needs, show)
+        trained = f", {tally.trained} trained with their weights" if tally.trained else ""
+        seconds = f"{time.monotonic() - begin_s:.1f} s"
+        _say(f"fit: {tally.fitted} fitted, {tally.cached} found in the cache{trained}, {seconds}")
 
 
 @app.command()
@@ -218,6 +218,15 @@ def _evaluate(wanted: "EvaluationConfig", out: Path | None) -> None:
         if environment.rank == 0:
             for row in results.write_results(out or environment.out, wanted, outcomes):
                 reporter.row("summary", row)
+
+
+def _load_evaluation(path: Path) -> "EvaluationConfig | None":
+    """Read the config of an evaluation, which names its data; None if it is another."""
+    from astra.evaluation.config import load_evaluation
+    from astra.yaml_file import read_yaml
+
+    is_evaluation = path.suffix in (".yaml", ".yml", ".json") and "data" in read_yaml(path)
+    return load_evaluation(path) if is_evaluation else None
 
 
 def _numbers(option: str, text: str | None) -> list[int] | None:

@@ -21,14 +21,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from astra.codebook import save_codebooks
+from astra.codebook import CodebookSpec, load_codebooks, save_codebooks
 from astra.data import Examples, load_examples, to_input
 from astra.errors import AstraError, ConfigError
 from astra.models import build_model, save_checkpoint
+from astra.models.weights import STANDARD_DEVIATION
 from astra.tokenizer import load_tokenizer
 from astra.training.augment import Batches
 from astra.training.log import TrainingLog
 from astra.training.objectives import Judgement, loss_of, metric_of, reads_every_row
+from astra.training.quantiser import LayerQuantiser
 from astra.training.recipe import AstraMethod, Recipe
 from astra.training.state import STATE_FILE, Progress, read_state, restore, write_state
 from astra.training.summary import Summary, read_summary, write_summary
@@ -54,6 +56,8 @@ class Settings:
     resume: bool = False
     state_every_s: float = 300.0
     """Seconds between two states that a killed training goes on from."""
+    test: bool = False
+    """Judge the kept weights on the test set too, once."""
 
 
 def finetune(recipe: Recipe, out: Path, settings: Settings, report: Callable[[str], Report]) -> dict[str, Summary]:
@@ -172,23 +176,23 @@ class _Training:
         return value, float(rows.commitment.detach())
 
     @torch.no_grad()
-    def judge(self) -> Judgement:
-        """Look at the validation set, with tokens dealt evenly and without noise."""
+    def judge(self, examples: Examples) -> Judgement:
+        """Judge by a labelled set, with tokens dealt evenly and without noise."""
         self._trainee.train(False)
         adapter, generator = self._trainee.adapter(), torch.Generator()
         batches = []
         size = EVALUATION_BATCH if not self._every else self._recipe.train.batch_size
-        for begin in range(0, len(self._validation_set.inputs), size):
+        for begin in range(0, len(examples.inputs), size):
             part = slice(begin, begin + size)
-            inputs = self._put(self._validation_set.inputs[part])
+            inputs = self._put(examples.inputs[part])
             with self._autocast():
                 x = self._trainee.rows(adapter, inputs, every=self._every, generator=generator).x
-            batches.append((x.float(), torch.from_numpy(self._validation_set.labels[part]).to(self._device)))
-        return metric_of(self._validation_set, adapter.head, batches)
+            batches.append((x.float(), torch.from_numpy(examples.labels[part]).to(self._device)))
+        return metric_of(examples, adapter.head, batches)
 
     def _look(self) -> Judgement:
         """Judge, and keep the weights if they are the best so far and best ones are wanted."""
-        look, earlier = self.judge(), self._progress
+        look, earlier = self.judge(self._validation_set), self._progress
         best = None if earlier.best is None else Judgement(look.metric, earlier.best)
         if look.beats(best):
             self._progress = replace(earlier, best=look.value, best_step=earlier.step, looks_without_gain=0)
@@ -208,6 +212,10 @@ class _Training:
         look = self._log.last_look if patience is None else self._log.look_at(progress.best_step)
         if patience is None:
             self._save()
+        test_value = None
+        if self._settings.test:
+            self._trainee = self._trainee if patience is None else self._kept()
+            test_value = self.judge(_load(self._recipe, "test", None)).value
         summary = Summary(
             recipe_digest=progress.recipe_digest,
             method="none" if self._recipe.method is None else self._recipe.method.name,
@@ -215,6 +223,7 @@ class _Training:
             value=look[1],
             steps=progress.step,
             kept_step=progress.step if patience is None else progress.best_step,
+            test_value=test_value,
         )
         self._log.plot()
         write_summary(self._out, summary, self._recipe)
@@ -230,9 +239,26 @@ class _Training:
             trained_on: dict[str, str | int] = {"step": self._progress.step, "recipe": self._progress.recipe_digest}
             save_codebooks(self._out, self._trainee.codebooks(), {**trained_on, "site": method.site})
 
+    def _kept(self) -> Trainee:
+        """Read the checkpoint that was written."""
+        method, config = self._recipe.method, self._recipe.model.model_copy(update={"checkpoint": str(self._out)})
+        model = build_model(config)
+        model.to(self._device)  # type: ignore[arg-type]  # the library's stub takes no torch.device
+        if not isinstance(method, AstraMethod):
+            return Trainee(model, config.num_tokens, method)
+        shapes = [codebook.codewords_GKd.shape for codebook in self._trainee.codebooks()]
+        num_groups, num_codewords, group_width = shapes[0]
+        spec = CodebookSpec(len(shapes), num_groups * group_width, num_groups, num_codewords)
+        layers = [
+            LayerQuantiser.from_codebook(each, method).to(self._device) for each in load_codebooks(self._out, spec)
+        ]
+        return Trainee(model, config.num_tokens, method, layers)
+
     def _make_trainee(self) -> Trainee:
         method, course = self._recipe.method, self._recipe.train
         model, num_tokens = build_model(self._recipe.model), self._recipe.model.num_tokens
+        if self._recipe.model.checkpoint is None:
+            _rescale(model, course.weight_std / STANDARD_DEVIATION)
         model.to(self._device)  # type: ignore[arg-type]  # the library's stub takes no torch.device
         plain = Trainee(model, num_tokens, None)
         if not isinstance(method, AstraMethod):
@@ -301,6 +327,14 @@ def _make_folder(out: Path) -> None:
         raise ConfigError([f"--out: folder must be empty or of an earlier training, got {str(out)!r}; name another"])
     for name in known & names:
         (out / name).unlink()
+
+
+@torch.no_grad()
+def _rescale(model: nn.Module, factor: float) -> None:
+    """Make matrices and embeddings larger or smaller."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(factor)
 
 
 def _decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

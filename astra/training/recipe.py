@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from astra import faults
 from astra.config import ModelConfig
@@ -24,6 +22,7 @@ from astra.errors import ConfigError
 from astra.model_faults import model_faults, planning_faults
 from astra.strategy_config import PrismConfig, Section
 from astra.training.quantiser_config import QuantiserConfig
+from astra.yaml_file import read_yaml
 
 __all__ = [
     "AstraMethod",
@@ -34,7 +33,6 @@ __all__ = [
     "TrainConfig",
     "load_recipe",
     "parse_recipe",
-    "read_yaml",
 ]
 
 
@@ -58,6 +56,8 @@ class TrainConfig(Section):
     weight_decay: float = Field(default=0.05, ge=0)
     """Of matrices; biases and norms have none."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    weight_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of the matrices that a training without a checkpoint begins with; narrow models want more."""
     gradient_clip: float = Field(default=1.0, gt=0)
     augment: AugmentConfig = AugmentConfig()
     evaluate_every: int = Field(default=500, ge=1)
@@ -145,24 +145,6 @@ def parse_recipe(tree: dict[str, Any], *, where: str) -> Recipe:
     if found:
         raise ConfigError(found)
     return recipe
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a file that holds one mapping, by YAML 1.2 (in which JSON is YAML too).
-
-    Raises:
-        ConfigError: The file cannot be read or is no mapping.
-    """
-    try:
-        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: the file must be readable text, got {error}; check the path"]) from error
-    except (MarkedYAMLError, YAMLError) as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError([f"{path}: the file must be YAML, got {problem}; correct it there"]) from error
-    if not isinstance(tree, dict):
-        raise ConfigError([f"{path}: the file must be a mapping of keys to values, got {tree!r}; see recipes/"])
-    return tree
 
 
 def _width_faults(where: str, recipe: Recipe) -> list[str]:

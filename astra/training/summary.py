@@ -24,6 +24,8 @@ class Summary(BaseModel):
     metric: str
     value: float
     """On the validation set, of the weights that were kept."""
+    test_value: float | None = None
+    """On the test set, where one was asked for."""
     steps: int
     kept_step: int
 

@@ -1,0 +1,85 @@
+"""Studies: trainings for every seed, tables of them, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from astra.errors import ConfigError
+from astra.study import load_study, make_tables, train_all
+from astra.training.loop import Settings
+
+STUDY = """
+original:
+  model: {family: vit, size: digits, image_size: 8, num_labels: 10}
+  data: {name: digits}
+  train: {steps: 3, batch_size: 16, learning_rate: 0.001}
+finetune: {steps: 2, batch_size: 16, learning_rate: 0.001}
+seeds: [0, 1]
+methods:
+  g1: {name: astra, num_groups: 1, num_codewords: 16}
+tables:
+  - {title: Trained, ablation: [g1]}
+  - title: Run
+    evaluation:
+      strategies: [single, {name: astra, num_groups: 1, num_codewords: 16, checkpoint: "{g1}"}]
+      devices: [2]
+      limit: 20
+"""
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("study-*.yaml"))
+
+
+def written(folder: Path, text: str = STUDY) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def silent(*_: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_study_is_read(path: Path) -> None:
+    assert load_study(path).methods
+
+
+def test_study_trains_every_seed_and_writes_tables(tmp_path: Path) -> None:
+    study, out = load_study(written(tmp_path)), tmp_path / "out"
+    trained = train_all(study, out, Settings(), None, lambda _: silent)
+    tables = make_tables(study, trained, out, silent)
+    assert {path.name for path in out.iterdir()} >= {"original", "control-0", "control-1", "g1-0", "g1-1", "tables.md"}
+    assert "### Trained" in tables
+    lines = [line for line in tables.splitlines() if line.startswith("|")]
+    assert any(line.startswith("| g1 ") and " ± " in line for line in lines)
+    assert any("astra G=1 K=16" in line for line in lines)
+    assert str(tmp_path) not in tables
+
+
+def test_finished_trainings_and_evaluations_are_not_done_again(tmp_path: Path) -> None:
+    study, out, names = load_study(written(tmp_path)), tmp_path / "out", list[str]()
+    first = make_tables(study, train_all(study, out, Settings(), None, lambda _: silent), out, silent)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+
+    def evaluated(title: str, done: int, total: int) -> None:
+        names.append(title)
+
+    again = make_tables(study, train_all(study, out, Settings(), None, lambda _: silent), out, evaluated)
+    assert again == first
+    assert names == []
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("ablation: [g1]", "ablation: [g2]", "a study whose ablations are methods"),
+        ("ablation: [g1]", "ablation: []", "a table with either ablation or evaluation"),
+        ("g1: {name: astra", "control: {name: astra", "no method called control"),
+        ("seeds: [0, 1]", "seeds: []", "seeds must be a list of at least 1"),
+        ("finetune:", "finetunes:", "a mapping without unknown keys"),
+    ],
+)
+def test_fault_in_a_study_is_said(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_study(written(tmp_path, STUDY.replace(old, new)))
