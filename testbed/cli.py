@@ -15,13 +15,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from testbed import controller
+from testbed import controller, workload
 from testbed import doctor as examination
 from testbed.controller import Options
 from testbed.display import Display, fitting_table, table_of
 from testbed.errors import InputError, TestbedError
 from testbed.record import Row
 from testbed.render import compose_file
+from testbed.replay import finished_run
 from testbed.runtimes import RUNTIMES, userns
 from testbed.runtimes.state import RunState
 from testbed.scenario import Scenario, json_schema, load
@@ -73,6 +74,25 @@ def run(
         console.print(f"expected, {mark}  {escape(verdict.text)}", highlight=False, soft_wrap=True)
     console.print(f"results: {escape(str(outcome.folder))}", highlight=False, soft_wrap=True)
     raise typer.Exit(0 if outcome.ok else 1)
+
+
+@app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="the results of a finished run")],
+    out: Out = None,
+    runtime: Annotated[str | None, typer.Option("--runtime", help="where devices live; default as in that run")] = None,
+    plain: Plain = False,
+) -> None:
+    """Run a finished run again and compare: which packets were lost, what was sent and answered must be the same."""
+    _need_network_namespaces(_known_runtime(runtime) if runtime else str(finished_run(folder)["runtime"]))
+    with Display(console, live=False if plain else None) as display:
+        outcome, differences = controller.replay(folder, display, out=out, runtime=runtime)
+    for line in differences:
+        console.print(f"[red]differs[/red]  {escape(line)}", highlight=False, soft_wrap=True)
+    if not differences:
+        console.print("the same: packets lost by position, and all that the program reported but numbers")
+    console.print(f"results: {escape(str(outcome.folder))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if differences else 0)
 
 
 @app.command()
@@ -189,7 +209,7 @@ def validate(
     faults: list[str] = []
     for path in scenarios:
         try:
-            controller.check(load(path))
+            workload.check(load(path))
             console.print(f"{escape(str(path))}: ok", highlight=False, soft_wrap=True)
         except InputError as error:
             faults += [fault if fault.startswith(str(path)) else f"{path}: {fault}" for fault in error.faults]

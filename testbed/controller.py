@@ -7,11 +7,8 @@ probe. Whatever happens in between, `_devices` removes all that was made, and th
 """
 
 import contextlib
-import json
 import os
-import pwd
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,19 +18,23 @@ from typing import Any
 
 from testbed import probe
 from testbed.display import Display
-from testbed.errors import CalibrationError, InputError, InterruptError, TestbedError, UnsupportedError
+from testbed.errors import CalibrationError, InterruptError, TestbedError, UnsupportedError
 from testbed.event_clock import SIGNALS
 from testbed.expect import Verdict, judge
 from testbed.fleet import Fleet, Identity, Job
 from testbed.links import rules_for
 from testbed.loss import NO_LOSS
-from testbed.program import search_path
+from testbed.losses_seen import pattern_columns
 from testbed.record import Record, Row, Status, describe_machine, mark_interrupted
-from testbed.runtimes import RUNTIMES, userns
+from testbed.replay import differences, finished_run
+from testbed.runtimes import RUNTIMES
 from testbed.runtimes.state import ProcessId, RunState, new_run_id
-from testbed.scenario import Scenario, device_names
+from testbed.scenario import Scenario, device_names, load
+from testbed.schedule import loss_changes, schedule_for
+from testbed.trace_error import trace_rows
+from testbed.workload import check, invoking_user, prepare
 
-__all__ = ["Options", "Outcome", "calibrate", "check", "down", "remove_abandoned", "run", "up"]
+__all__ = ["Options", "Outcome", "calibrate", "down", "remove_abandoned", "replay", "run", "up"]
 
 TERMINATE_WAIT_S = 15.0
 PROBE_TIMEOUT_S = 600.0
@@ -75,7 +76,7 @@ def run(scenario: Scenario, options: Options, display: Display) -> Outcome:
     record = Record.create(name=scenario.name, scenario=scenario.dump(), out=options.out)
     with _recording(record):
         identity = invoking_user()
-        _prepare(scenario, record, display, identity)
+        prepare(scenario, record, display, identity)
         with _devices(scenario, options, record, display) as (fleet, _):
             if options.calibrate:
                 display.phase("calibrating links")
@@ -98,6 +99,8 @@ def run(scenario: Scenario, options: Options, display: Display) -> Outcome:
             finally:
                 record.manifest({**describe_machine(), **fleet.facts(), "options": _plain(options)})
             _record_links(fleet, scenario, record)
+            for row in trace_rows(scenario, record.tables.get("events", [])):
+                record.row("traces", row)
             display.phase("removing devices")
     verdicts = judge(scenario.expect, record.tables.get("summary", []))
     met = all(verdict.met for verdict in verdicts)
@@ -118,6 +121,23 @@ def calibrate(scenario: Scenario, options: Options, display: Display) -> Outcome
     identity = invoking_user()
     record.hand_over(identity.uid, identity.gid)
     return Outcome(record.folder, record.tables, verdicts)
+
+
+def replay(
+    folder: Path, display: Display, *, out: Path | None = None, runtime: str | None = None
+) -> tuple[Outcome, list[str]]:
+    """Run a finished run again; return what differs between the two that should not. Its expectations are left out."""
+    before = finished_run(folder)
+    scenario = load(folder / "scenario.yaml")
+    options = Options(
+        runtime=runtime or str(before["runtime"]),
+        out=out,
+        uncapped=bool(before["uncapped"]),
+        calibrate=False,
+        go_on=bool(before["go_on"]),
+    )
+    outcome = run(scenario.model_copy(update={"expect": ()}), options, display)
+    return outcome, differences(folder, outcome.folder)
 
 
 def up(scenario: Scenario, options: Options, display: Display) -> RunState:
@@ -152,45 +172,6 @@ def remove_abandoned() -> list[RunState]:
     for state in abandoned:
         down(state)
     return abandoned
-
-
-def check(scenario: Scenario) -> None:
-    """Let the workload check its own configuration. Raises InputError with the faults that it printed."""
-    command = scenario.workload.check
-    if command is None:
-        return
-    identity = invoking_user()
-    with _config_file(scenario) as config:
-        surroundings = _local_environment(identity, config)
-        try:
-            checked = subprocess.run(
-                list(command), env=surroundings, capture_output=True, text=True, **_as_user(identity)
-            )
-        except OSError as error:
-            raise InputError([f"workload.check: must name a program, got {command[0]!r} ({error})"]) from error
-    if checked.returncode != 0:
-        said = [line for line in checked.stderr.splitlines() if line.strip()]
-        raise InputError([line.replace(str(config), "workload.config") for line in said] or ["workload.check failed"])
-
-
-def invoking_user() -> Identity:
-    """The user on whose behalf we run: under sudo the one who called it, so that programs are not root."""
-    uid = os.environ.get("SUDO_UID")
-    if os.geteuid() != 0 or userns.inside() or not uid or uid == "0":
-        return Identity()
-    try:
-        entry = pwd.getpwuid(int(uid))
-    except (ValueError, KeyError) as error:
-        raise InputError([f"SUDO_UID: must be a user of this machine, got {uid!r}; unset it to run as root"]) from error
-    return Identity(uid=entry.pw_uid, gid=entry.pw_gid, home=entry.pw_dir)
-
-
-def _as_user(identity: Identity) -> dict[str, Any]:
-    """Arguments by which `subprocess` starts a program as that user, with that user's groups and no others."""
-    if identity.uid is None or identity.gid is None:
-        return {}
-    groups = os.getgrouplist(pwd.getpwuid(identity.uid).pw_name, identity.gid)
-    return {"user": identity.uid, "group": identity.gid, "extra_groups": groups}
 
 
 @contextlib.contextmanager
@@ -289,54 +270,6 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _prepare(scenario: Scenario, record: Record, display: Display, identity: Identity) -> None:
-    """Run the workload's `prepare` once, here, before any device exists."""
-    command = scenario.workload.prepare
-    if command is None:
-        return
-    display.phase(f"preparing: {' '.join(command)}")
-    with _config_file(scenario) as config:
-        process = subprocess.Popen(
-            list(command),
-            env=_local_environment(identity, config),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            **_as_user(identity),
-        )
-        with process:
-            try:
-                for line in process.stdout or ():
-                    record.log("prepare", line.rstrip("\n"))
-                    display.say(f"  {line.rstrip()}")
-            except BaseException:
-                process.terminate()
-                raise
-    if process.returncode != 0:
-        error = InputError if process.returncode == InputError.exit_code else TestbedError
-        message = (
-            f"workload.prepare: {' '.join(command)} ended with exit code {process.returncode}; see logs/prepare.log"
-        )
-        raise error([message]) if error is InputError else TestbedError(message)
-
-
-@contextlib.contextmanager
-def _config_file(scenario: Scenario) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="testbed-") as scratch:
-        folder = Path(scratch)
-        folder.chmod(0o755)
-        config = folder / "config.json"
-        config.write_text(json.dumps(scenario.workload.config))
-        yield config
-
-
-def _local_environment(identity: Identity, config: Path) -> dict[str, str]:
-    """Environment of a program that runs on the controller's own machine (check, prepare)."""
-    return {**os.environ, **identity.environment(), "PATH": search_path(), "TESTBED_CONFIG": str(config)}
-
-
 def _plain(options: Options) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
 
@@ -375,6 +308,11 @@ def _report_calibration(rows: list[Row], display: Display, *, go_on: bool) -> No
 def _record_links(fleet: Fleet, scenario: Scenario, record: Record) -> None:
     """Write what every link was asked for and what the kernel counted on it during the program."""
     for destination, links in fleet.counters().items():
-        for source, count in links.items():
-            asked = scenario.links.settings(source, destination).columns()
-            record.row("links", {"source": source, "destination": destination, **asked, **count.model_dump()})
+        schedule = schedule_for(scenario, destination)
+        for rule in rules_for(scenario, destination, fleet.addresses()).rules:
+            if rule.source in links:  # not where the destination is down
+                ends: Row = {"source": rule.source, "destination": destination}
+                asked, count = scenario.links.settings(rule.source, destination).columns(), links[rule.source]
+                changed = loss_changes(schedule, rule.source)
+                pattern = pattern_columns(rule, destination, count.packets, changed=changed)
+                record.row("links", {**ends, **asked, **count.model_dump(), **pattern})

@@ -57,7 +57,7 @@ FILE_CHUNK_BYTES = 1 << 20
 Integer = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Value = str | bool | Integer | Annotated[float, Field(strict=True, allow_inf_nan=False)] | None
 """A cell of a table: what CSV, JSON and msgpack all can say."""
-OWN_TABLES = ("links", "marks", "events")
+OWN_TABLES = ("links", "marks", "events", "traces")
 """Tables that testbed writes itself."""
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "Moment",
     "Schedule",
     "device_events",
+    "loss_changes",
     "rules_at",
     "schedule_for",
     "timeline",
@@ -106,6 +107,17 @@ def device_events(scenario: Scenario, device: str, actions: Collection[DeviceAct
         if event.device == device and event.action == action
     ]
     return tuple(sorted(found, key=lambda event: (event.at_s, event.number)))
+
+
+def loss_changes(schedule: Schedule, source: str) -> bool:
+    """Whether the loss of the link from `source` changes at any time."""
+    return any(
+        event.cut is not None
+        or (event.change is not None and event.change.loss is not None)
+        or (event.course is not None and any(step.loss is not None for step in event.course.steps))
+        for event in schedule.links
+        if source in event.sources
+    )
 
 
 def rules_at(rules: DeviceRules, schedule: Schedule, at_s: float) -> DeviceRules:

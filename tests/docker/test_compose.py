@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,13 +26,15 @@ def checkout() -> Iterator[Path]:
     shutil.copy(ROOT / "docker-compose.yml", folder)
     yield folder
     project = ["--project-name", folder.name.lower()]
+    chosen = f"label=com.docker.compose.project={folder.name.lower()}"
+    made = subprocess.run(["docker", "ps", "--all", "--quiet", "--filter", chosen], capture_output=True, text=True)
     for file in folder.glob("*.y*ml"):
         subprocess.run(["docker", "compose", *project, "-f", file, "down", "--volumes"], capture_output=True)
     listed = [("ps", "--all", "--quiet"), ("network", "ls", "--quiet"), ("volume", "ls", "--quiet")]
-    chosen = f"label=com.docker.compose.project={folder.name.lower()}"
     for words in listed:
         left = subprocess.run(["docker", *words, "--filter", chosen], capture_output=True, text=True).stdout
         assert left == ""
+    assert [path for each in made.stdout.split() for path in Path("/sys/fs/cgroup").glob(f"**/{each}*")] == []
     shutil.rmtree(folder)
 
 
@@ -86,3 +89,31 @@ def test_rendered_file_runs_unequal_devices(checkout: Path) -> None:
     said = [(folder / "logs" / f"d{rank}.log").read_text() for rank in range(2)]
     assert "I am d0: 5000" in said[0]
     assert "I am d1: 2500" in said[1]
+
+
+def config(*files: str, **variables: str) -> dict[str, Any]:
+    """What Compose makes of our files."""
+    chosen = [word for file in files for word in ("-f", str(ROOT / file))]
+    line = ["docker", "compose", *chosen, "config", "--format", "json"]
+    done = subprocess.run(line, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_gpu_file_gives_devices_every_gpu_and_the_image_of_the_cuda_target() -> None:
+    services = config("docker-compose.yml", "docker-compose.gpu.yml")["services"]
+    for service in services.values():
+        assert service["image"] == "astra-testbed:cuda"
+        assert service["build"]["target"] == "cuda"
+    (gpu,) = services["device"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (gpu["driver"], gpu["capabilities"], int(gpu["count"])) == ("nvidia", ["gpu"], -1)
+    assert services["device"]["deploy"]["replicas"] == 4
+    assert "devices" not in services["controller"].get("deploy", {}).get("resources", {}).get("reservations", {})
+
+
+def test_build_takes_another_base_and_an_index_of_torch() -> None:
+    services = config("docker-compose.yml", BASE_IMAGE="lab/python:3.11", TORCH_INDEX="lab-index")["services"]
+    for service in services.values():
+        assert service["build"]["args"] == {"BASE_IMAGE": "lab/python:3.11", "TORCH_INDEX": "lab-index"}
+        assert service["build"]["target"] == "cpu"

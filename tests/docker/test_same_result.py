@@ -1,77 +1,72 @@
-"""The same scenario in namespaces and in containers: equal codes and answers bit for bit, equal packets lost."""
+"""The quickstart's devices, links and strategies in namespaces and in containers: equal answers, equal packets lost."""
 
-import csv
 import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from whole_runs import cli, table
 
 from testbed.loss import Bernoulli, lost_positions
 
-pytestmark = [pytest.mark.docker, pytest.mark.netns, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.docker, pytest.mark.netns, pytest.mark.timeout(580)]
 
-PROGRAM = Path(__file__).parents[1] / "netns" / "recording_rank.py"
-SEED, LOSS_PCT = 5, 3
-SCENARIO = {
-    "name": "same",
-    "seed": SEED,
-    "devices": {"count": 2, "cpus": 0.8, "memory_mb": 2000},
-    "links": {"default": {"rate_mbps": 50, "loss_pct": LOSS_PCT}},
-    "workload": {
-        "command": ["python3", "-c", PROGRAM.read_text()],
-        "prepare": ["astra", "fit"],
-        "config": {
-            "model": {"family": "vit", "size": "tiny", "image_size": 128, "num_labels": 10},
-            "input": {"images": "sample"},
-            "strategies": [
-                {"name": "sequence", "wire": "int8"},
-                {"name": "astra", "num_groups": 2, "num_codewords": 64},
-            ],
-            "requests": 3,
-            "warmup": 1,
-        },
-    },
-}
+TESTS = Path(__file__).parents[1]
+PROGRAM = TESTS / "netns" / "recording_rank.py"
+QUICKSTART = TESTS.parent / "scenarios" / "quickstart.yaml"
+MODEL = {"family": "vit", "size": "tiny", "image_size": 512}
+"""As many tokens as the quickstart's, in the smallest model."""
+REQUESTS, WARMUP = 2, 1
+LATENCY_FACTOR = 3.0
+"""Other tests share the machine. Links that are not shaped, or devices without limits, would be faster by far more."""
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="tb-"))
-    yield folder
-    shutil.rmtree(folder)
+def scenario() -> dict[str, Any]:
+    """The quickstart with a small model, and a program that also keeps what it sends and answers."""
+    found: dict[str, Any] = YAML(typ="safe").load(QUICKSTART)
+    del found["expect"]
+    found["workload"]["command"] = ["python3", "-c", PROGRAM.read_text()]
+    found["workload"]["config"] |= {"model": MODEL, "requests": REQUESTS, "warmup": WARMUP}
+    return found
 
 
 def run(place: Path, runtime: str) -> Path:
-    with (place / "scenario.yaml").open("w") as file:
-        YAML(typ="safe").dump(SCENARIO, file)
-    line = [sys.executable, "-m", "testbed", "run", "scenario.yaml", "--out", runtime, "--runtime", runtime]
-    environment = {"TESTBED_STATE_DIR": str(place / "state"), "ASTRA_CACHE": str(place / "cache")}
-    done = subprocess.run(
-        [*line, "--no-calibrate"], cwd=place, env={**os.environ, **environment}, capture_output=True, text=True
-    )
+    arguments = ("run", "scenario.yaml", "--out", runtime, "--runtime", runtime, "--no-calibrate")
+    done = cli(place, *arguments, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return place / runtime
 
 
-def test_namespaces_and_containers_give_the_same_codes_and_answers(place: Path) -> None:
-    namespaces, containers = run(place, "netns"), run(place, "docker")
-    for device in ("d0", "d1"):
-        codes = [json.loads((out / "devices" / device / "codes.json").read_text()) for out in (namespaces, containers)]
-        assert codes[0] == codes[1]
-        assert len(codes[0]) == 4 * 4  # requests and warm-up, layers
-    logits = [json.loads((out / "devices" / "d0" / "logits.json").read_text()) for out in (namespaces, containers)]
-    assert logits[0] == logits[1]
-    assert set(logits[0]) == {"sequence wire=int8", "astra G=2 K=64"}
-    for out in (namespaces, containers):
-        with (out / "links.csv").open() as file:
-            for link in csv.DictReader(file):
-                ends = {"source": link["source"], "destination": link["destination"]}
-                lost = lost_positions(Bernoulli(LOSS_PCT / 100), seed=SEED, **ends)
-                assert int(link["lost"]) == sum(position < int(link["packets"]) for position in lost)
+def both(outs: tuple[Path, Path], device: str, name: str) -> tuple[Any, Any]:
+    first, second = (json.loads((out / "devices" / device / f"{name}.json").read_text()) for out in outs)
+    return first, second
+
+
+def test_quickstart_gives_the_same_codes_answers_and_losses(place: Path, scenario: dict[str, Any]) -> None:
+    with (place / "scenario.yaml").open("w") as file:
+        YAML(typ="safe").dump(scenario, file)
+    outs = run(place, "netns"), run(place, "docker")
+    num_devices, seed = scenario["devices"]["count"], scenario["seed"]
+    for rank in range(num_devices):
+        first, second = both(outs, f"d{rank}", "codes")
+        assert first == second
+        layers = {layer for _, layer, *_ in first}
+        assert len(first) == (REQUESTS + WARMUP) * len(layers) * (num_devices - 1)
+    first, second = both(outs, "d0", "logits")
+    assert first == second
+    assert len(first) == len(scenario["workload"]["config"]["strategies"])
+    for out in outs:
+        links = table(out, "links")
+        assert len(links) == num_devices * (num_devices - 1)
+        for link in links:
+            ends = {"source": link["source"], "destination": link["destination"]}
+            lost = lost_positions(Bernoulli(scenario["links"]["default"]["loss_pct"] / 100), seed=seed, **ends)
+            assert int(link["lost"]) == sum(position < int(link["packets"]) for position in lost)
+    latencies = [
+        {row["strategy"] + row["settings"]: float(row["latency_p50_s"]) for row in table(out, "summary")}
+        for out in outs
+    ]
+    for strategy, latency_s in latencies[0].items():
+        assert latency_s / LATENCY_FACTOR < latencies[1][strategy] < latency_s * LATENCY_FACTOR

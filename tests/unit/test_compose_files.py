@@ -1,5 +1,6 @@
 """The Compose files say what the engine's runtime does, and `testbed render` makes one for any scenario."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,14 @@ def test_image_name_must_not_be_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESTBED_IMAGE", "")
     with pytest.raises(InputError, match="TESTBED_IMAGE must name an image, got ''"):
         image_name("cpu")
+
+
+def test_image_takes_the_arguments_that_its_builders_give_and_has_both_targets() -> None:
+    recipe = (ROOT / "images" / "Dockerfile").read_text()
+    script = (ROOT / "images" / "build").read_text()
+    given = read((ROOT / "docker-compose.yml").read_text())["services"]["device"]["build"]["args"]
+    for name in given:
+        assert re.search(rf"^ARG {name}=", recipe, re.MULTILINE)
+        assert f'--build-arg "{name}=' in script
+    assert re.findall(r"^FROM \S+ AS (\w+)$", recipe, re.MULTILINE)[-2:] == ["cpu", "cuda"]
+    assert "FROM cpu AS cuda" in recipe

@@ -1,0 +1,90 @@
+"""What differs between two runs of one scenario that should not. Pure but for reading the run folders.
+
+    run folder, run folder --differences--> lines: packet positions, codes and answers that are not the same
+
+Every table that the program reported is compared row for row, in whatever order the rows came: cells that are not
+numbers, and those of columns that end in `_digest`, have to be equal. Numbers (times, counts) may differ. Of every
+link, the pattern has to be the same and to have lost in each run what it says.
+"""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from testbed.errors import InputError
+
+__all__ = ["differences", "finished_run"]
+
+OWN_TABLES = frozenset({"links", "marks", "events", "calibration", "traces"})
+"""Written by testbed; of these only `links` says what has to be the same."""
+SHOWN_ROWS = 5
+
+Cells = tuple[tuple[str, str], ...]
+
+
+def finished_run(folder: Path) -> dict[str, object]:
+    """Return the options of a run that came to its end. Raises InputError for any other folder."""
+    try:
+        status = json.loads((folder / "summary.json").read_text())["status"]
+        options = json.loads((folder / "manifest.json").read_text())["options"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError([f"RUN_DIR: must be the folder of a run, got '{folder}' ({error})"]) from error
+    if status not in ("ok", "failed"):
+        raise InputError([f"RUN_DIR: must be a finished run, got '{folder}', which is {status}"])
+    return dict(options)
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """Say in a line each what is not the same in two run folders; nothing if all of it is."""
+    return [*_of_links(first, second), *_of_tables(first, second)]
+
+
+def _of_links(first: Path, second: Path) -> Iterator[str]:
+    links = [
+        {(row["source"], row["destination"]): row for row in _rows(folder / "links.csv")} for folder in (first, second)
+    ]
+    for ends in links[0].keys() | links[1].keys():
+        name, rows = "→".join(ends), [found.get(ends) for found in links]
+        if None in rows:
+            yield f"link {name}: must be in both runs, got it in one; the other lost its device"
+            continue
+        patterns = {row.get("pattern_digest") for row in rows if row}
+        if len(patterns) > 1:
+            yield f"link {name}: pattern must be the same, got {' and '.join(map(str, sorted(patterns, key=str)))}"
+        for row, folder in zip(rows, (first, second), strict=True):
+            if row and row.get("lost_by_pattern") and row["lost"] != row["lost_by_pattern"]:
+                said = f"of {row['packets']} packets must lose {row['lost_by_pattern']}, got {row['lost']}"
+                yield f"link {name}: {said} in {folder}"
+
+
+def _of_tables(first: Path, second: Path) -> Iterator[str]:
+    names = {path.stem for folder in (first, second) for path in folder.glob("*.csv")} - OWN_TABLES
+    for name in sorted(names):
+        found = [Counter(map(_fixed_cells, _rows(folder / f"{name}.csv"))) for folder in (first, second)]
+        for folder, only in ((first, found[0] - found[1]), (second, found[1] - found[0])):
+            for cells in list(only)[:SHOWN_ROWS]:
+                yield f"{name}: must have the same rows, got only in {folder}: {dict(cells)}"
+            if len(only) > SHOWN_ROWS:
+                yield f"{name}: and {len(only) - SHOWN_ROWS} more only in {folder}"
+
+
+def _fixed_cells(row: dict[str, str]) -> Cells:
+    """Return the cells that no two runs may differ in."""
+    return tuple((name, cell) for name, cell in sorted(row.items()) if name.endswith("_digest") or not _is_number(cell))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
