@@ -221,11 +221,14 @@ def _evaluate(wanted: "EvaluationConfig", out: Path | None) -> None:
 
 
 def _load_evaluation(path: Path) -> "EvaluationConfig | None":
-    """Read the config of an evaluation, which names its data; None if it is another."""
+    """Read the config of an evaluation, which names its data; None if it is another, or cannot be read."""
     from astra.evaluation.config import load_evaluation
     from astra.yaml_file import read_yaml
 
-    is_evaluation = path.suffix in (".yaml", ".yml", ".json") and "data" in read_yaml(path)
+    try:
+        is_evaluation = "data" in read_yaml(path)
+    except ConfigError:
+        return None
     return load_evaluation(path) if is_evaluation else None
 
 

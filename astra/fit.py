@@ -47,6 +47,7 @@ from astra.strategy_config import AnyStrategy
 __all__ = [
     "Calibration",
     "Need",
+    "Tally",
     "bench_needs",
     "cache_folder",
     "codebook_faults",
@@ -122,7 +123,16 @@ def ensure_fitted(config: BenchConfig, progress: Progress) -> None:
     fit_missing(bench_needs(config), progress)
 
 
-def fit_missing(needs: Iterable[Need], progress: Progress) -> None:
+@dataclass(frozen=True)
+class Tally:
+    """How many codebooks came from where."""
+
+    fitted: int
+    cached: int
+    trained: int
+
+
+def fit_missing(needs: Iterable[Need], progress: Progress) -> Tally:
     """Fit and cache whatever codebooks are needed, not trained, and not in the cache intact.
 
     May run in several processes at once: each does the work, the first to finish is kept.
@@ -130,11 +140,14 @@ def fit_missing(needs: Iterable[Need], progress: Progress) -> None:
     Raises:
         ConfigError: The model or the calibration inputs cannot be read, or the cache folder cannot be written.
     """
-    missing = {need.folder: need for need in needs if need.trained is None}
-    for folder, need in missing.items():
+    by_folder = {need.folder: need for need in needs}
+    untrained = {folder: need for folder, need in by_folder.items() if need.trained is None}
+    fitted = 0
+    for folder, need in untrained.items():
         config, astra = need.model, need.astra
         if _is_intact(folder, config, astra):
             continue
+        fitted += 1
         check_writable(folder.parent)
         model = load_model(config)
         inputs = to_input(_calibration_inputs(config, astra, need.given))
@@ -144,6 +157,7 @@ def fit_missing(needs: Iterable[Need], progress: Progress) -> None:
             codebooks.append(codebook)
             progress(label, len(codebooks), model.shape.num_layers)
         _publish(folder, codebooks, _fingerprint(config, astra, need.given))
+    return Tally(fitted, len(untrained) - fitted, len(by_folder) - len(untrained))
 
 
 def fit_codebooks(

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from transport_worlds import free_port
+from typer.testing import CliRunner
 from worker_worlds import served
 
+from astra.cli import app
 from astra.codebook import save_codebooks
 from astra.config import BenchConfig, ModelConfig
 from astra.config_file import parse_config
@@ -134,3 +136,22 @@ def test_accuracy_that_cannot_be_laid_out_is_refused_at_the_start(checkpoints: P
 
 def _original(checkpoints: Path) -> dict[str, Any]:
     return {"checkpoint": str(checkpoints / "original")}
+
+
+def test_fit_makes_what_is_not_trained_for_requests_and_for_the_labelled_set(checkpoints: Path, tmp_path: Path) -> None:
+    tuned, plain = tuned_astra(checkpoints), {"name": "astra", "num_codewords": 4}
+    accuracy = accuracy_of(checkpoints, [tuned, plain])
+    config = {"model": TINY, "strategies": [plain | {"num_groups": 2}, plain], "accuracy": accuracy}
+    (tmp_path / "bench.json").write_text(json.dumps(config))
+    result = CliRunner().invoke(app, ["fit", "--config", str(tmp_path / "bench.json")])
+    assert result.exit_code == 0, result.output
+    assert "fit: 3 fitted, 0 found in the cache, 1 trained with their weights, " in result.output
+
+
+def test_fit_takes_the_config_of_an_evaluation_too(checkpoints: Path, tmp_path: Path) -> None:
+    strategies = [tuned_astra(checkpoints), {"name": "astra", "num_codewords": 4}]
+    config = {"model": _original(checkpoints), "data": {"name": "digits"}, "strategies": strategies}
+    (tmp_path / "e.json").write_text(json.dumps(config))
+    result = CliRunner().invoke(app, ["fit", "--config", str(tmp_path / "e.json")])
+    assert result.exit_code == 0, result.output
+    assert "fit: 1 fitted, 0 found in the cache, 1 trained with their weights, " in result.output
