@@ -14,7 +14,7 @@ from testbed.errors import TestbedError, UnsupportedError
 from testbed.runtimes.cgroups import DeviceGroups, find_hierarchies
 from testbed.runtimes.container import image_name
 from testbed.runtimes.engine import inspect_engine
-from testbed.shaper.features import FEATURES, PROGRAMS, missing_features, missing_programs
+from testbed.shaper.features import FEATURES, PROGRAMS, STAND_INS, missing_features, missing_programs
 
 __all__ = ["Finding", "examine"]
 
@@ -76,7 +76,11 @@ def _programs() -> Iterator[Finding]:
 def _features() -> Iterator[Finding]:
     missing = missing_features()
     for name, feature in FEATURES.items():
-        yield Finding(f"kernel {name}", name not in missing, feature.purpose, missing.get(name, ""))
+        instead = STAND_INS.get(name)
+        if name in missing and instead is not None and instead not in missing:
+            yield Finding(f"kernel {name}", True, f"not there, nor needed: {instead} {FEATURES[instead].purpose}")
+        else:
+            yield Finding(f"kernel {name}", name not in missing, feature.purpose, missing.get(name, ""))
     for name in missing.keys() - FEATURES.keys() - PROGRAMS.keys():
         yield Finding(name, False, "cannot be made", missing[name])
 

@@ -32,6 +32,8 @@ class LinkRule:
     loss: Loss
     seed: int
     """The scenario's seed; with the names of both ends it fixes which packets are lost."""
+    reorder: bool = False
+    """Whether jitter lets packets overtake one another; without, each leaves after those before it."""
 
 
 @dataclass(frozen=True)

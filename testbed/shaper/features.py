@@ -8,7 +8,9 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["FEATURES", "Feature", "has_netem", "missing_features", "missing_programs"]
+from testbed.shaper import delays
+
+__all__ = ["FEATURES", "STAND_INS", "Feature", "has_netem", "has_packet_queues", "missing_features", "missing_programs"]
 
 PROGRAMS = {"ip": "iproute2", "tc": "iproute2", "nft": "nftables", "ethtool": "ethtool", "unshare": "util-linux"}
 """Programs that are run, and the Debian packages they are in."""
@@ -59,6 +61,12 @@ FEATURES = {
         "sch_netem",
         f"tc qdisc del dev lo root 2>/dev/null; {NETEM_ATTEMPT.format('lo')}",
     ),
+    "xt_NFQUEUE": Feature(
+        "lets a process delay packets (to max(5 %, 1 ms) at up to 50 Mbps; needs the package iptables)",
+        "CONFIG_NETFILTER_XT_TARGET_NFQUEUE and CONFIG_NETFILTER_NETLINK_QUEUE",
+        "xt_NFQUEUE",
+        delays.ATTEMPT,
+    ),
     "nft_numgen": Feature(
         "loses packets by a pattern",
         "CONFIG_NFT_NUMGEN",
@@ -73,6 +81,9 @@ FEATURES = {
         "ip link set lo up && ip route add 192.0.2.0/24 dev lo congctl cubic",
     ),
 }
+
+STAND_INS = {"sch_netem": "xt_NFQUEUE", "xt_NFQUEUE": "sch_netem"}
+"""Features of which one is enough."""
 
 
 def missing_features() -> dict[str, str]:
@@ -108,6 +119,18 @@ def has_netem() -> bool:
             return "netem" in done
     attempt = NETEM_ATTEMPT.format("tb-try")
     return "netem" in _run(["sh", "-c", f"ip link add tb-try type ifb && {attempt} && echo netem; ip link del tb-try"])
+
+
+def has_packet_queues() -> bool:
+    """Whether a process can hold packets back, which delays them where the kernel cannot.
+
+    Where no namespace can be made the only way to know is to do it, so there the answer is yes.
+    """
+    for prefix in (NAMESPACE, USER_NAMESPACE):
+        done = _run([*prefix, "sh", "-c", f"echo entered; ({delays.ATTEMPT}) >/dev/null 2>&1 && echo queues"])
+        if "entered" in done:
+            return "queues" in done
+    return shutil.which("iptables") is not None
 
 
 def _run(command: Sequence[str]) -> list[str]:

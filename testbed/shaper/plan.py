@@ -51,12 +51,17 @@ UPLINK_QUEUE_S = 0.2
 
 @dataclass(frozen=True)
 class Queue:
-    """The leaf of a class: a bfifo of `limit` bytes, or with a delay a netem of `limit` packets."""
+    """The leaf of a class: a bfifo of `limit` bytes, or with a delay a netem of `limit` packets.
+
+    `order_rate` (bytes/s, 0 for none) is a rate far above any link's. netem sends packets as they become due, so jitter
+    reorders them, but with a rate of its own it sends each after the one before.
+    """
 
     kind: str
     limit: int
     delay_us: int = 0
     jitter_us: int = 0
+    order_rate: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,12 @@ class LinkClass:
         return (0x1000 + self.minor) << 16 if self.minor != UNKNOWN_MINOR else UNKNOWN_MINOR << 16
 
 
-def link_classes(rules: DeviceRules) -> tuple[LinkClass, ...]:
-    """Return one class a source, in the order of the rules, and a last one for packets from anybody else."""
-    classes = [class_of(rule, number) for number, rule in enumerate(rules.rules, start=1)]
+def link_classes(rules: DeviceRules, *, netem: bool = True) -> tuple[LinkClass, ...]:
+    """Return one class a source, in the order of the rules, and a last one for packets from anybody else.
+
+    Without `netem` the classes delay nothing; `delays` does that afterwards.
+    """
+    classes = [class_of(rule, number, netem=netem) for number, rule in enumerate(rules.rules, start=1)]
     rest = Queue("bfifo", UNSHAPED_QUEUE_BYTES)
     unshaped = (UNSHAPED_RATE, _burst(UNSHAPED_RATE))
     return (*classes, LinkClass("unknown sources", None, IFB_MAJOR, UNKNOWN_MINOR, *unshaped, rest))
@@ -124,21 +132,22 @@ def redirect_commands(interface: str) -> Iterator[str]:
     yield f"filter add dev {interface} ingress protocol ip prio 1 u32 match u32 0 0 {action}"
 
 
-def class_of(rule: LinkRule, minor: int) -> LinkClass:
+def class_of(rule: LinkRule, minor: int, *, netem: bool = True) -> LinkClass:
     """Return the class of one link."""
     rate = UNSHAPED_RATE if rule.rate_bps is None else _bytes_per_s(rule.rate_bps)
     address = rule.source_address
-    return LinkClass(rule.source, address, IFB_MAJOR, minor, rate, _burst(rate), _queue_of(rule, rate))
+    return LinkClass(rule.source, address, IFB_MAJOR, minor, rate, _burst(rate), _queue_of(rule, rate, netem))
 
 
-def _queue_of(rule: LinkRule, rate: int) -> Queue:
+def _queue_of(rule: LinkRule, rate: int, netem: bool) -> Queue:
     """Return the queue of a link; netem counts packets, so its limit is in full frames, those under way included."""
-    if rule.delay_s == 0 and rule.jitter_s == 0:
+    if not netem or (rule.delay_s == 0 and rule.jitter_s == 0):
         limit = UNSHAPED_QUEUE_BYTES if rule.rate_bps is None else math.ceil(rate * rule.queue_s)
         return Queue("bfifo", limit)
     waiting_s = rule.delay_s + rule.jitter_s + rule.queue_s
     limit = math.ceil(rate * waiting_s / FRAME_BYTES)
-    return Queue("netem", limit, round(rule.delay_s * 1e6), round(rule.jitter_s * 1e6))
+    order_rate = 0 if rule.reorder else UNSHAPED_RATE
+    return Queue("netem", limit, round(rule.delay_s * 1e6), round(rule.jitter_s * 1e6), order_rate)
 
 
 def _bytes_per_s(rate_bps: float) -> int:
@@ -162,4 +171,5 @@ def _queue_text(link_class: LinkClass) -> str:
     if queue.kind == "bfifo":
         return f"{place} bfifo limit {queue.limit}"
     jitter = f" {queue.jitter_us}us" if queue.jitter_us else ""
-    return f"{place} netem limit {queue.limit} delay {queue.delay_us}us{jitter}"
+    order = f" rate {queue.order_rate * 8}bit" if queue.order_rate else ""
+    return f"{place} netem limit {queue.limit} delay {queue.delay_us}us{jitter}{order}"

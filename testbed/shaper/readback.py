@@ -21,7 +21,8 @@ ROUNDING_S = 2e-6
 """One microsecond that tc cuts off, and one of the ticks' and our own rounding."""
 SOURCE_ADDRESS_OFFSET = 12
 """Of the source address in an IPv4 header."""
-NETEM_DELAY, NETEM_LIMIT, NETEM_JITTER = 0, 1, 5
+NETEM_DELAY, NETEM_LIMIT, NETEM_LOSS, NETEM_GAP, NETEM_DUPLICATE, NETEM_JITTER, NETEM_WORDS = 0, 1, 2, 3, 4, 5, 6
+TCA_NETEM_RATE = 6
 ROOT_PARENT = 0xFFFFFFFF
 HTB_DEFAULT = 3
 """Position among the words of HTB's options: one of a header, version, rate to quantum, default class."""
@@ -85,7 +86,19 @@ def _same(asked: Queue, got: QdiscState) -> bool:
         got.options[NETEM_LIMIT] == asked.limit
         and _rounded(asked.delay_us / 1e6, got.options[NETEM_DELAY])
         and _rounded(asked.jitter_us / 1e6, got.options[NETEM_JITTER])
+        and not any(got.options[place] for place in (NETEM_LOSS, NETEM_GAP, NETEM_DUPLICATE))
+        and _netem_rate(got.options[NETEM_WORDS:]) == asked.order_rate
     )
+
+
+def _netem_rate(words: Sequence[int]) -> int:
+    """Return the first word (bytes/s) of netem's rate attribute; attributes begin with their length and kind."""
+    while words:
+        num_bytes, kind = words[0] & 0xFFFF, words[0] >> 16
+        if kind == TCA_NETEM_RATE:
+            return words[1]
+        words = words[max(1, (num_bytes + 3) // 4) :]
+    return 0
 
 
 def _rounded(asked_s: float, ticks: int) -> bool:

@@ -19,7 +19,8 @@ from testbed.errors import ShaperError, UnsupportedError
 from testbed.links import DeviceRules, LinkRule
 from testbed.loss import Loss, drop_pattern
 from testbed.shaper import nft
-from testbed.shaper.features import FEATURES, has_netem
+from testbed.shaper.delays import DelayStage, remove_commands, rule_commands, stage_links
+from testbed.shaper.features import FEATURES, has_netem, has_packet_queues
 from testbed.shaper.netlink import ClassState, KernelReader, QdiscState
 from testbed.shaper.nftables import Nftables
 from testbed.shaper.plan import (
@@ -108,18 +109,23 @@ class Shaper:
         """Whose patterns are loaded still, though no packet meets them."""
         self._rules: tuple[LinkRule, ...] = ()
         self._baseline: dict[int, ClassState] = {}
+        self._delays: DelayStage | None = None
         self._open_reader: KernelReader | None = None
         self._open_nftables: Nftables | None = None
 
     def apply(self, rules: DeviceRules) -> None:
         """Replace whatever is there by `rules` and read all of it back; idempotent.
 
-        Raises UnsupportedError where a delay is asked of a kernel without netem; nothing has been changed then.
+        Raises UnsupportedError where a delay is asked of a kernel that has no way to delay; nothing has been changed
+        then.
         """
         self._device = rules.device
-        _refuse_delay_without_netem(rules)
+        delayed = stage_links(rules.rules, rules.device)
+        netem = not delayed or has_netem()
+        if not netem:
+            _refuse_delay_without_queues(rules)
         self.clear()
-        self._classes = link_classes(rules)
+        self._classes = link_classes(rules, netem=netem)
         self._uplink = None if rules.uplink_bps is None else uplink_class(rules.uplink_bps)
         self._loss_rules = _loss_rules(rules)
         self._rules = rules.rules
@@ -129,6 +135,10 @@ class Shaper:
         self._tc(tree_commands(IFB, self._classes))
         self._nft(nft.load_text(self._interface, self._loss_rules))
         self._tc(redirect_commands(self._interface))
+        if not netem:
+            self._delays = DelayStage(delayed)
+            for command in rule_commands(self._interface, delayed):
+                self._run(command)
         if self._uplink is not None:
             self._tc(tree_commands(self._interface, [self._uplink]))
         self._pin_congestion_control(f" congctl {CONGESTION_CONTROL}")
@@ -147,7 +157,9 @@ class Shaper:
             number = next((n for n, each in enumerate(rules) if each.source == rule.source), None)
             if number is None:
                 raise ShaperError(f"device {self._device}: link from {rule.source} must be shaped before it is changed")
-            before, after = classes[number], class_of(rule, number + 1)
+            before, after = classes[number], class_of(rule, number + 1, netem=self._delays is None)
+            if stage_links([rule], "") != stage_links([rules[number]], "") and self._delays is not None:
+                raise ShaperError(f"device {self._device}: link from {rule.source} must keep its delay")
             if before.queue.kind != after.queue.kind:
                 raise ShaperError(f"device {self._device}: link from {rule.source} must keep its {before.queue.kind}")
             commands += change_commands(IFB, before, after)
@@ -200,6 +212,7 @@ class Shaper:
         """Read the counts of every link that ends here, keyed by source device; takes well under a millisecond."""
         states = self._class_states()
         lost = self._read(lambda reader: reader.nft_counters(nft.TABLE))
+        dropped = self._dropped_by_delays()
         counted = {}
         for link_class, rule in zip(self._classes, self._loss_rules, strict=False):
             now, before = states[link_class.handle], self._baseline.get(link_class.handle)
@@ -207,7 +220,7 @@ class Shaper:
                 bytes=now.bytes - (before.bytes if before else 0),
                 packets=now.packets - (before.packets if before else 0),
                 lost=lost[rule.lost_counter],
-                overflowed=now.drops - (before.drops if before else 0),
+                overflowed=now.drops - (before.drops if before else 0) + dropped.get(link_class.name, 0),
             )
         return counted
 
@@ -218,6 +231,7 @@ class Shaper:
 
     def clear(self) -> None:
         """Remove every rule, also what a crashed run left; idempotent. Offloads stay off."""
+        self._remove_delays()
         if _interface_index(IFB):
             self._run(["ip", "link", "del", IFB])
         for index in _interface_index(self._interface):
@@ -239,15 +253,35 @@ class Shaper:
 
     def mechanism(self) -> dict[str, str]:
         """Say how links are emulated, for the record of a run."""
-        delayed = any(link_class.queue.kind == "netem" for link_class in self._classes)
+        netem = any(link_class.queue.kind == "netem" for link_class in self._classes)
         return {
             "rate": f"HTB on {IFB}, one class a source, burst {BURST_S * 1e6:g} us of link time",
-            "queue": "bfifo; netem where the link has a delay" if delayed else "bfifo",
-            "delay": "netem" if delayed else "none",
+            "queue": "bfifo; netem where the link has a delay" if netem else "bfifo",
+            "delay": "netem" if netem else "none" if self._delays is None else "nfqueue",
             "loss": "nftables numgen inc mod the pattern's length in ip prerouting",
             "offloads_off": ", ".join(OFFLOADS),
             "tcp_congestion_control": f"{CONGESTION_CONTROL} (by route)",
         }
+
+    # Delaying without netem
+
+    def _remove_delays(self) -> None:
+        for command in remove_commands(self._interface):
+            self._run(command)
+        if self._delays is not None:
+            self._delays.end()
+            self._delays = None
+
+    def _dropped_by_delays(self) -> dict[str, int]:
+        """Return what found no room among delayed packets, by source. Raises ShaperError if nothing passes any more."""
+        if self._delays is None:
+            return {}
+        if not self._delays.alive():
+            raise ShaperError(
+                f"device {self._device}, {self._interface}: the process that delays packets must run, got none; "
+                "run again, and see the machine's log for why it ended"
+            )
+        return self._delays.dropped()
 
     # Setting
 
@@ -292,6 +326,8 @@ class Shaper:
         if self._uplink is not None:
             found += [(self._interface, each) for each in self._tree_differences(interface, [self._uplink])]
         found += [(self._interface, difference) for difference in self._interface_differences(interface, ifb)]
+        if self._delays is not None:
+            found += [(self._interface, each) for each in self._delays.differences(self._interface)]
         self._complain(found)
         self.check_losses()
 
@@ -369,13 +405,14 @@ class Shaper:
         return done.stdout
 
 
-def _refuse_delay_without_netem(rules: DeviceRules) -> None:
+def _refuse_delay_without_queues(rules: DeviceRules) -> None:
     delayed = [rule for rule in rules.rules if rule.delay_s > 0 or rule.jitter_s > 0]
-    if delayed and not has_netem():
+    if delayed and not has_packet_queues():
         first = delayed[0]
+        ways_out = " or ".join(FEATURES[name].way_out() for name in ("sch_netem", "xt_NFQUEUE"))
         raise UnsupportedError(
-            f"link {first.source} to {rules.device}: delay_ms and jitter_ms must be 0 on a kernel without sch_netem, "
-            f"got {first.delay_s * 1000:g} and {first.jitter_s * 1000:g}; {FEATURES['sch_netem'].way_out()}"
+            f"link {first.source} to {rules.device}: delay_ms and jitter_ms must be 0 on a kernel without sch_netem "
+            f"and NFQUEUE, got {first.delay_s * 1000:g} and {first.jitter_s * 1000:g}; {ways_out}"
         )
 
 

@@ -38,13 +38,21 @@ def test_doctor_names_the_package_of_a_missing_program(monkeypatch: pytest.Monke
     assert "iproute2" in findings["program tc"].way_out
 
 
-def test_doctor_names_the_module_of_a_missing_feature(monkeypatch: pytest.MonkeyPatch) -> None:
-    way_out = features.FEATURES["sch_netem"].way_out()
-    monkeypatch.setattr(doctor, "missing_features", lambda: {"sch_netem": way_out})
+def test_doctor_names_the_modules_of_missing_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways_out = {name: features.FEATURES[name].way_out() for name in ("sch_netem", "xt_NFQUEUE", "ifb")}
+    monkeypatch.setattr(doctor, "missing_features", lambda: ways_out)
     findings = by_name(list(doctor._features()))
-    assert [name for name, finding in findings.items() if not finding.ok] == ["kernel sch_netem"]
+    assert {name for name, finding in findings.items() if not finding.ok} == {f"kernel {name}" for name in ways_out}
     assert "modprobe sch_netem" in findings["kernel sch_netem"].way_out
     assert "CONFIG_NET_SCH_NETEM" in findings["kernel sch_netem"].way_out
+
+
+@pytest.mark.parametrize(("missing", "there"), [("sch_netem", "xt_NFQUEUE"), ("xt_NFQUEUE", "sch_netem")])
+def test_doctor_needs_one_way_to_delay(monkeypatch: pytest.MonkeyPatch, missing: str, there: str) -> None:
+    monkeypatch.setattr(doctor, "missing_features", lambda: {missing: features.FEATURES[missing].way_out()})
+    findings = by_name(list(doctor._features()))
+    assert all(finding.ok for finding in findings.values())
+    assert findings[f"kernel {missing}"].detail.startswith(f"not there, nor needed: {there}")
 
 
 def test_doctor_reports_that_no_namespace_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:

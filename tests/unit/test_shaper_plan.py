@@ -36,7 +36,12 @@ def test_plan_delay_makes_a_netem_that_holds_what_is_under_way() -> None:
     assert (link.queue.kind, link.queue.delay_us, link.queue.jitter_us) == ("netem", 50_000, 10_000)
     assert link.queue.limit == -(-int(1_250_000 * 0.26) // FRAME_BYTES)
     commands = list(tree_commands("tb-ifb", classes_for(delay_s=0.05, jitter_s=0.01)))
-    assert "netem limit 215 delay 50000us 10000us" in commands[2]
+    assert commands[2].endswith("netem limit 215 delay 50000us 10000us rate 32000000000bit")
+
+
+def test_plan_netem_reorders_only_where_asked() -> None:
+    commands = list(tree_commands("tb-ifb", classes_for(delay_s=0.05, jitter_s=0.01, reorder=True)))
+    assert commands[2].endswith("netem limit 215 delay 50000us 10000us")
 
 
 def test_plan_commands_state_every_unit() -> None:
@@ -107,7 +112,9 @@ def test_readback_compares_queues_root_and_filters() -> None:
 def test_readback_compares_netem_in_ticks() -> None:
     link, rest = classes = classes_for(delay_s=0.05)
     other = QdiscState("bfifo", rest.queue_handle, rest.handle, (rest.queue.limit,))
-    kept = QdiscState("netem", link.queue_handle, link.handle, (781_250, link.queue.limit, 0, 0, 0, 0))
+    words = (781_250, link.queue.limit, 0, 0, 0, 0)
+    others, rate = (1 << 16 | 16, 0, 0, 0), (6 << 16 | 20, UNSHAPED_RATE, 0, 0, 0)
+    kept = QdiscState("netem", link.queue_handle, link.handle, (*words, *others, *rate))
     assert queue_differences(classes, [kept, other]) == []
-    milliseconds = dataclasses.replace(kept, options=(781, link.queue.limit, 0, 0, 0, 0))
-    assert queue_differences(classes, [milliseconds, other]) != []
+    for wrong in ((781, *words[1:], *others, *rate), words, (*words[:3], 5, *words[4:], *others, *rate)):
+        assert queue_differences(classes, [dataclasses.replace(kept, options=wrong), other]) != []
