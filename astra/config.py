@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 from astra import faults
 from astra.data_config import DataConfig
 from astra.errors import ConfigError
+from astra.packaged import CheckpointName
 from astra.presets import PRESETS, Family, Preset, Size
 from astra.section import Section, named
 from astra.stored_model import StoredModel, is_hub_name, read_stored_model
@@ -70,8 +71,9 @@ class ModelConfig(Section):
     num_labels: int | None = Field(default=None, ge=1)
     """Classes of a classifier; None for those of the checkpoint's folder, or without one 1,000 (ViT) or 2 (BERT).
     Language models have none."""
-    checkpoint: str | None = Field(default=None, min_length=1)
-    """Folder with `config.json` and `model.safetensors` as Hugging Face saves them, or `organisation/name` of a hub."""
+    checkpoint: CheckpointName | None = None
+    """Folder with `config.json` and `model.safetensors` as Hugging Face saves them, `organisation/name` of a hub, or
+    `packaged:` and the name of one that comes with this package."""
 
     @property
     def folder(self) -> Path | None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from astra import faults
+from astra.packaged import CheckpointName
 from astra.section import Section
 from astra.transport_config import DatagramConfig, ReliableConfig, TransportConfig
 
@@ -38,7 +39,7 @@ MAX_NUM_CODEWORDS = 65536
 class StrategySection(Section):
     """What every strategy may be given besides its own settings."""
 
-    checkpoint: str | None = Field(default=None, min_length=1)
+    checkpoint: CheckpointName | None = None
     """Folder of weights that were fine-tuned for this strategy, of the model's sizes; `astra` also takes trained
     codebooks from there. None for the model's own weights."""
     label: str | None = Field(default=None, min_length=1)
