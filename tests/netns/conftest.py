@@ -5,9 +5,11 @@ import itertools
 import multiprocessing
 import os
 import subprocess
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,6 +128,13 @@ def network() -> Iterator[Callable[[int], Network]]:
     finally:
         for one in made:
             one.remove()
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose name leaves room for Unix sockets, whose paths may have 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="tb-") as folder:
+        yield Path(folder)
 
 
 def _run(*command: str) -> str:

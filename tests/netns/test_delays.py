@@ -11,12 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from delayed_packets import PORT, fastest, rules_of, times_under_way
+from delayed_packets import (
+    PORT,
+    ROUND_TRIP_TOLERANCE_S,
+    fastest,
+    rules_of,
+    run_delayed_scenario,
+    times_under_way,
+)
 
 from testbed.errors import ShaperError
 from testbed.links import DeviceRules, LinkRule
 from testbed.loss import NO_LOSS, Bernoulli, drop_pattern
-from testbed.shaper import Shaper
+from testbed.shaper import Shaper, has_netem
 
 pytestmark = pytest.mark.netns
 
@@ -223,3 +230,11 @@ def test_delays_end_with_their_shaper_and_say_so_when_they_end_alone(network: Ne
             break
         time.sleep(0.1)
     assert net.run("d0", "cat", QUEUES) == ""
+
+
+@pytest.mark.skipif(has_netem(), reason="this kernel has sch_netem, which a run prefers")
+def test_delays_make_a_run_possible_without_netem(short_folder: Path) -> None:
+    manifest, round_trip_s, rows = run_delayed_scenario(short_folder, cpus=0.3, memory_mb=300)
+    assert manifest["mechanism"]["delay"] == "nfqueue"
+    assert round_trip_s == pytest.approx(0.04, abs=ROUND_TRIP_TOLERANCE_S)
+    assert all(row["ok"] == "True" for row in rows if row["metric"] == "round_trip_ms")

@@ -1,19 +1,23 @@
 """Delay and jitter by a kernel that has sch_netem. Where this one has not, `tests/netem` runs this file in one."""
 
 import json
-import os
 import socket
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from delayed_packets import PORT, QUEUE_S, fastest, rules_of, times_under_way
-from ruamel.yaml import YAML
+from delayed_packets import (
+    PORT,
+    QUEUE_S,
+    ROUND_TRIP_TOLERANCE_S,
+    fastest,
+    rules_of,
+    run_delayed_scenario,
+    times_under_way,
+)
 
 from testbed.links import DeviceRules
 from testbed.loss import Bernoulli, drop_pattern
@@ -136,49 +140,8 @@ def test_netem_lets_a_stream_reach_its_rate(network: NetworkMaker) -> None:
     sending.result()
 
 
-PING_PONG = """
-import os, socket, statistics, time
-rank, peer = int(os.environ["RANK"]), "10.77.0.%d" % (2 - int(os.environ["RANK"]))
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as pings:
-    pings.bind(("", 6000))
-    pings.settimeout(60)
-    if rank == 1:
-        for _ in range(30):
-            data, sender = pings.recvfrom(10)
-            pings.sendto(data, sender)
-    else:
-        time.sleep(1)
-        times = []
-        for _ in range(30):
-            began = time.monotonic()
-            pings.sendto(b"ping", (peer, 6000))
-            pings.recv(10)
-            times.append(time.monotonic() - began)
-        print("round trip", statistics.median(times))
-"""
-
-
-def test_netem_runs_a_scenario_with_delay_and_jitter(tmp_path: Path) -> None:
-    scenario = {
-        "name": "delayed",
-        "seed": 1,
-        "devices": {"count": 2},
-        "links": {"default": {"rate_mbps": 5, "delay_ms": 20, "jitter_ms": 4, "loss_pct": 1}},
-        "workload": {"command": ["python3", "-c", PING_PONG]},
-    }
-    path = tmp_path / "scenario.yaml"
-    with path.open("w") as file:
-        YAML(typ="safe").dump(scenario, file)
-    line = [sys.executable, "-m", "testbed", "run", str(path), "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        line, env={**os.environ, "TESTBED_STATE_DIR": str(tmp_path / "s")}, capture_output=True, text=True, timeout=380
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (folder,) = (tmp_path / "out").glob("delayed-*")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert "netem" in json.dumps(manifest)
-    log = (folder / "logs").glob("d0*")
-    said = "".join(each.read_text() for each in log)
-    round_trip = float(said.split("round trip ")[1].split()[0])
-    assert round_trip == pytest.approx(0.040, abs=0.008)
-    assert "round_trip_ms" in (folder / "calibration.csv").read_text()
+def test_netem_runs_a_scenario_with_delay_and_jitter(short_folder: Path) -> None:
+    manifest, round_trip_s, rows = run_delayed_scenario(short_folder, cpus=None)
+    assert manifest["mechanism"]["delay"] == "netem"
+    assert round_trip_s == pytest.approx(0.04, abs=ROUND_TRIP_TOLERANCE_S)
+    assert all(row["ok"] == "True" for row in rows if row["metric"] == "round_trip_ms")
