@@ -7,6 +7,7 @@ Agreement and speed-up compare with `single`, which is listed first where it is 
 Knows nothing of processes, networks and models.
 """
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,6 +67,7 @@ class LinkTotals:
         )
 
 
+DIGEST_BYTES = 8
 _COUNTS = struct.Struct("<5I")
 
 
@@ -133,6 +135,8 @@ class RankCounts:
     """The links that end at its device, between the marks; None where nobody counts."""
     flops: int | None
     """Of one request; None without a warm-up request, during which they are counted."""
+    codes_digest: str | None = None
+    """Of the codes that it sent for all requests, those to warm up included; None if it sent none."""
 
     def to_json(self) -> bytes:
         """Pack for the way to rank 0."""
@@ -143,7 +147,7 @@ class RankCounts:
         """Unpack what another rank's `to_json` made."""
         values = json.loads(bytes(packed))
         links = values["links"]
-        return cls(None if links is None else LinkTotals(**links), values["flops"])
+        return cls(None if links is None else LinkTotals(**links), values["flops"], values["codes_digest"])
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ def request_row(strategy: StrategyConfig, placement: str, answer: Answer, refere
         "top1_same": None if agreement is None else agreement[1],
         **_datagram_cells(answer.datagrams),
         **spans,
+        "answer_digest": hashlib.blake2b(answer.logits.tobytes(), digest_size=DIGEST_BYTES).hexdigest(),
     }
 
 
@@ -227,6 +232,7 @@ def rank_rows(result: StrategyResult, sent_bytes: Sequence[int]) -> list[Row]:
             "rank": rank,
             "flops_per_request": counts.flops,
             "bytes_sent_per_request_predicted": sent_bytes[rank],
+            "codes_digest": counts.codes_digest,
         }
         for rank, counts in enumerate(result.counts)
     ]

@@ -31,6 +31,7 @@ from astra.strategy_config import uses_datagrams
 from astra.timeline import Timeline
 from astra.transport import Tag, Transport
 from astra.transport.datagram import DatagramPort, open_port
+from astra.transport.listening import SentCodes
 from astra.transport.rendezvous import Place, own_address
 from astra.transport.zeromq import connect as connect_zeromq
 
@@ -58,6 +59,8 @@ class World:
     inputs: Array | None
     """Pixels [N, 3, H, W] or token ids [N, T]; None on a rank that is sent what it needs."""
     collectives: Collectives
+    codes: SentCodes
+    """What the collectives send through, in the order in which they do."""
     labelled: LabelledSet | None = None
     """What strategies answer besides, if the config names any."""
 
@@ -81,7 +84,7 @@ def connected(config: BenchConfig, environment: Environment, connect: Connect) -
     inputs = load_inputs(config.input, config.model, count, "request") if has_inputs else None
     _check_vocabulary(inputs, model)
     address = (environment.master_addr, environment.master_port)
-    transport = connect(environment.rank, environment.world_size, *address, config.timeout_s)
+    transport = SentCodes(connect(environment.rank, environment.world_size, *address, config.timeout_s))
     port: DatagramPort | None = None
     complete = False
     try:
@@ -95,7 +98,7 @@ def connected(config: BenchConfig, environment: Environment, connect: Connect) -
             if by_cpus:
                 cpus = [greeting.cpus for greeting in greetings]
                 jobs = _lay_out(config, model, labelled, environment.world_size, cpus)
-        yield World(model, jobs, inputs, collectives, labelled)
+        yield World(model, jobs, inputs, collectives, transport, labelled)
         complete = True
     finally:
         if port is not None:

@@ -76,6 +76,7 @@ class _Rank(Rank):
         super().__init__(config, world, reporter)
         self._reference: list[Answer] | None = None
         self._labelled = world.labelled
+        self._codes = world.codes
         self._single_accuracy: float | None = None
 
     def serve_all(self, jobs: list[Job]) -> list[StrategyResult]:
@@ -118,6 +119,7 @@ class _Rank(Rank):
         Operations are counted during the first warm-up request, since counting takes time.
         """
         name, warmup, requests = label(job.strategy), self._config.warmup, self._config.requests
+        self._codes.take_digest()  # of what came before
         answers: list[Answer] = []
         flops: int | None = None
         if job.strategy.name == "single" and self._reference is None:
@@ -213,7 +215,7 @@ class _Rank(Rank):
         if self._rank != 0:
             self._settle()  # rank 0 has marked by then, so that its counters do not hold this message
         links = None if begin is None or end is None else LinkTotals.between(begin, end)
-        own = RankCounts(links, flops)
+        own = RankCounts(links, flops, self._codes.take_digest())
         payloads = self._collectives.gather(Tag(last, 0, "counters"), own.to_json())
         return [] if payloads is None else [own, *(RankCounts.from_json(part) for part in payloads.values())]
 
