@@ -1,17 +1,20 @@
 """What TCP can do about lost packets of codes: request times for each option, over a link that loses packets.
 
-    sudo python tests/bench/tcp_options.py [LOSS_PCT ...]
+    sudo chrt -r 1 python tests/bench/tcp_options.py [--bytes N] [--requests N] [LOSS_PCT ...]
 
 Two devices exchange 366 bytes (one ASTRA message of 256 codes) in each of twelve layers, with a pause for computing,
-over 10 Mbps links that lose packets in both directions. Not a test: prints a table, judges nothing.
+over 10 Mbps links that lose packets in both directions. `chrt` keeps other work of the machine out of the times. Not a
+test: prints a table, judges nothing.
 """
 
+import argparse
 import itertools
 import json
 import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +27,8 @@ from testbed.links import DeviceRules, LinkRule
 from testbed.loss import NO_LOSS, Bernoulli
 from testbed.shaper import Shaper
 
-MESSAGE_BYTES, LAYERS, REQUESTS, COMPUTE_S = 366, 12, 100, 0.005
+MESSAGE_BYTES, REQUESTS = 366, 100
+LAYERS, COMPUTE_S = 12, 0.005
 PORT = 5000
 THIN_LINEAR_TIMEOUTS, RTO_MIN_US = 16, 45
 """Socket options that Python has no names for; the last since Linux 6.15."""
@@ -61,8 +65,8 @@ OPTIONS = (
 )
 
 
-def exchange(rank: int, option: Option, loss: float) -> list[float]:
-    """Be one of two devices; return the seconds that each request took."""
+def exchange(rank: int, option: Option, loss: float, size: int, requests: int) -> list[float]:
+    """Be one of two devices that swap `size` bytes a layer; return the seconds that each request took."""
     number = rank + 1
     other = f"10.77.0.{2 - rank}"
     lossless = replace(RULE, source=f"d{1 - rank}", source_address=other)
@@ -76,13 +80,13 @@ def exchange(rank: int, option: Option, loss: float) -> list[float]:
     for name, value in option.sockets:
         peer.setsockopt(socket.IPPROTO_TCP, name, value)
     shaper.change(shaper.prepare([replace(lossless, loss=Bernoulli(loss))]))
-    _swap(peer, option.quickack)
+    _swap(peer, size, option.quickack)
     times_s = []
-    for _ in range(REQUESTS):
+    for _ in range(requests):
         began_s = time.monotonic()
         for _ in range(LAYERS):
             time.sleep(COMPUTE_S)
-            _swap(peer, option.quickack)
+            _swap(peer, size, option.quickack)
         times_s.append(time.monotonic() - began_s)
     time.sleep(1.0)  # what the other still waits for may have to be sent again
     peer.close()
@@ -101,25 +105,34 @@ def _connect(rank: int, other: str) -> socket.socket:
     raise AssertionError
 
 
-def _swap(peer: socket.socket, quickack: bool) -> None:
-    peer.sendall(bytes(MESSAGE_BYTES))
+def _swap(peer: socket.socket, size: int, quickack: bool) -> None:
+    sender = threading.Thread(target=peer.sendall, args=(bytes(size),))  # both send at once, more than buffers hold
+    sender.start()
     if quickack:
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-    missing = MESSAGE_BYTES
+    missing = size
     while missing:
         missing -= len(peer.recv(missing))
+    sender.join()
 
 
 def main() -> None:
     """Measure every option at every loss."""
-    for loss_pct in [float(text) for text in sys.argv[1:]] or [1.0, 5.0]:
-        print(f"loss {loss_pct:g} %: ms a request of {LAYERS} layers, {REQUESTS} requests")  # noqa: T201
-        for option in OPTIONS:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("loss_pct", nargs="*", type=float, default=[1.0, 5.0])
+    parser.add_argument("--bytes", type=int, default=MESSAGE_BYTES)
+    parser.add_argument("--requests", type=int, default=REQUESTS)
+    parser.add_argument("--only", default="", help="options whose name holds this text")
+    asked = parser.parse_args()
+    for loss_pct in asked.loss_pct:
+        print(f"{asked.bytes} B a layer, loss {loss_pct:g} %: ms a request, {asked.requests} requests")  # noqa: T201
+        for option in (each for each in OPTIONS if asked.only in each.name):
             network = Network(2)
             network.build()
             try:
-                other = network.start("d1", exchange, 1, option, loss_pct / 100)
-                times_s = network.call("d0", exchange, 0, option, loss_pct / 100)
+                how = (option, loss_pct / 100, asked.bytes, asked.requests)
+                other = network.start("d1", exchange, 1, *how)
+                times_s = network.call("d0", exchange, 0, *how)
                 other.stop()
             except AssertionError as error:
                 print(f"{option.name}: {str(error).strip().splitlines()[-1]}", flush=True)  # noqa: T201
