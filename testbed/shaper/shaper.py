@@ -51,6 +51,11 @@ T = TypeVar("T")
 CLSACT_HANDLE = 0xFFFF0000
 INGRESS_PARENT = 0xFFFFFFF2
 CONGESTION_CONTROL = "cubic"
+RTO_MIN_MS = 50
+"""TCP's shortest retransmission timeout on every route; Linux's own is 200 ms, an age to a network of milliseconds.
+
+Above the 40 ms for which a receiver may keep an acknowledgement back, or timeouts would fire for packets that arrived.
+"""
 OFFLOADS = (
     "tx-checksumming",
     "tcp-segmentation-offload",
@@ -141,7 +146,7 @@ class Shaper:
                 self._run(command)
         if self._uplink is not None:
             self._tc(tree_commands(self._interface, [self._uplink]))
-        self._pin_congestion_control(f" congctl {CONGESTION_CONTROL}")
+        self._set_up_tcp(f" congctl {CONGESTION_CONTROL} rto_min {RTO_MIN_MS}ms")
         self._read_back()
 
     def prepare(self, changed: Sequence[LinkRule]) -> "PreparedChange":
@@ -240,7 +245,7 @@ class Shaper:
                     self._run(["tc", "qdisc", "del", "dev", self._interface, "clsact"])
                 elif qdisc.handle == UPLINK_MAJOR << 16:
                     self._run(["tc", "qdisc", "del", "dev", self._interface, "root"])
-            self._pin_congestion_control("")
+            self._set_up_tcp("")
         self._nft(nft.remove_text())
         self._classes, self._uplink, self._rules, self._loss_rules, self._baseline = (), None, (), (), {}
         self._past_losses.clear()
@@ -261,6 +266,7 @@ class Shaper:
             "loss": "nftables numgen inc mod the pattern's length in ip prerouting",
             "offloads_off": ", ".join(OFFLOADS),
             "tcp_congestion_control": f"{CONGESTION_CONTROL} (by route)",
+            "tcp_rto_min": f"{RTO_MIN_MS} ms (by route)",
         }
 
     # Delaying without netem
@@ -296,19 +302,19 @@ class Shaper:
         states = dict(line.strip().split(": ", 1) for line in lines if ": " in line)
         return {name: states[name] for name in OFFLOADS if name in states}
 
-    def _pin_congestion_control(self, metric: str) -> None:
-        """Give the interface's own routes a congestion control, or with "" take it away.
+    def _set_up_tcp(self, metrics: str) -> None:
+        """Give the interface's own routes a congestion control and a shortest timeout, or with "" take them away.
 
-        By route, because the sysctl may not be written in a namespace, and /proc/sys is read-only in containers. It
+        By route, because the sysctls may not be written in a namespace, and /proc/sys is read-only in containers. It
         holds for connecting and accepting sockets alike.
         """
         for route in self._connected_routes():
             pinned = any("congestion" in values for values in route.get("metrics", []))
-            if metric or pinned:
+            if metrics or pinned:
                 place = f"dev {self._interface} proto kernel scope link src {route['prefsrc']}"
                 if "metric" in route:
                     place += f" metric {route['metric']}"
-                self._run(f"ip -4 route replace {route['dst']} {place}{metric}".split())
+                self._run(f"ip -4 route replace {route['dst']} {place}{metrics}".split())
 
     def _connected_routes(self) -> list[dict[str, Any]]:
         shown = self._run(
@@ -355,9 +361,10 @@ class Shaper:
         different: list[Difference] = [] if redirects == [ifb] else [("redirect to interface", [ifb], redirects)]
         different += [(name, "off", state) for name, state in self._offloads().items() if not state.startswith("off")]
         for route in self._connected_routes():
-            got = [values["congestion"] for values in route.get("metrics", []) if "congestion" in values]
-            if got != [CONGESTION_CONTROL]:
-                different.append((f"congestion control of route {route['dst']}", [CONGESTION_CONTROL], got))
+            metrics = {name: value for values in route.get("metrics", []) for name, value in values.items()}
+            for name, asked in (("congestion", CONGESTION_CONTROL), ("rto_min", RTO_MIN_MS)):
+                if metrics.get(name) != asked:
+                    different.append((f"{name} of route {route['dst']}", asked, metrics.get(name)))
         return different
 
     # Kernel and programs

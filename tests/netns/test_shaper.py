@@ -102,7 +102,7 @@ def test_shaper_kernel_has_what_was_asked(network: NetworkMaker) -> None:
     for number in (1, 2, 3):
         assert re.search(rf"flowid 7b0:{number} .*\n  match 0a4d00{number + 1:02x}/ffffffff at 12", filters)
     route = json.loads(net.run("d0", "ip", "-j", "route", "show", "10.77.0.0/24"))[0]
-    assert (route["metrics"], route["prefsrc"]) == ([{"congestion": "cubic"}], "10.77.0.1")
+    assert (route["metrics"], route["prefsrc"]) == ([{"rto_min": 50, "congestion": "cubic"}], "10.77.0.1")
 
 
 def test_shaper_kernel_loses_the_asked_positions(network: NetworkMaker) -> None:
