@@ -57,7 +57,7 @@ class DockerRuntime:
 
     name = "docker"
     acts: ClassVar[frozenset[DeviceAction]] = frozenset(DEVICE_ACTIONS)
-    register_timeout_s = 30.0
+    register_timeout_s = 60.0
 
     def __init__(self, state: RunState, *, uncapped: bool = False):
         self._state, self._uncapped = state, uncapped

@@ -47,7 +47,7 @@ class NetnsRuntime:
     name = "netns"
     acts: ClassVar[frozenset[DeviceAction]] = frozenset({"restart"})
     """Pausing, resuming and killing a program is the agent's: it is nearer, and its links go on meanwhile."""
-    register_timeout_s = 30.0
+    register_timeout_s = 60.0
 
     def __init__(self, state: RunState, *, uncapped: bool = False):
         self._state = state

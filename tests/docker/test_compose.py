@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(420)]
 
 ROOT = Path(__file__).parents[2]
 SMOKE = {"SCENARIO": "scenarios/smoke.yaml", "DEVICES": "2", "CPU_QUOTA_US": "5000", "MEMORY_MB": "2000"}
@@ -42,7 +42,7 @@ def up(checkout: Path, file: str = "docker-compose.yml", **variables: str) -> su
     project = ["--project-name", checkout.name.lower(), "-f", file]
     line = ["docker", "compose", *project, "up", "--no-build", "--no-color", "--exit-code-from", "controller"]
     return subprocess.run(
-        line, cwd=checkout, env={**os.environ, **variables}, capture_output=True, text=True, timeout=170
+        line, cwd=checkout, env={**os.environ, **variables}, capture_output=True, text=True, timeout=400
     )
 
 
