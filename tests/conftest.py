@@ -41,7 +41,17 @@ def _missing_for_docker() -> str | None:
     return None
 
 
-LAYERS = {"netns": _missing_for_netns, "docker": _missing_for_docker}
+def _missing_for_netem() -> str | None:
+    """Name what keeps this machine from booting a kernel that has netem, or None."""
+    for program in ("qemu-system-x86_64", "busybox", "modprobe"):
+        if shutil.which(program) is None:
+            return f"the program {program} (scripts/in-debian-kernel true installs all that it needs)"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kernel = cache / "astra-testbed" / "debian-kernel" / "initrd"
+    return None if kernel.exists() else f"a kernel in {kernel.parent} (scripts/in-debian-kernel true fetches it)"
+
+
+LAYERS = {"netns": _missing_for_netns, "docker": _missing_for_docker, "netem": _missing_for_netem}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
