@@ -14,6 +14,7 @@ from strategy_worlds import serve as serve_reliably
 from torch import Tensor
 
 from astra.attention import attend, hide_absent
+from astra.cache import KeyValueCache
 from astra.codebook import GroupedCodebook, save_codebooks, translation
 from astra.config import AstraConfig, PrismConfig
 from astra.models import ModelAdapter
@@ -333,3 +334,16 @@ def test_served_world_counts_what_it_lost(model: ModelAdapter) -> None:
         model, prism(DatagramConfig(deadline_ms=500)), [1.0, 1.0], inputs_for(model), loses=from_rank(0)
     )
     assert served.missing == served.expected // 2
+
+
+def test_cache_keeps_what_is_absent_in_one_layer_from_that_layer_only() -> None:
+    cache, generator = KeyValueCache(new_tokens=1), torch.Generator().manual_seed(0)
+    k, v = (torch.randn(1, 2, 4, 8, generator=generator) for _ in range(2))
+    q = torch.randn(1, 2, 1, 8, generator=generator)
+    hidden = hide_absent(torch.zeros(4), torch.tensor([True, False]))
+    cache.keep(0, k, v, hidden)
+    cache.keep(1, k, v)
+    assert torch.allclose(cache.attend(0, q).context, attend(q, k[:, :, 1:], v[:, :, 1:]).view(1, 2, 8), atol=SAME)
+    assert torch.allclose(cache.attend(1, q).context, attend(q, k, v).view(1, 2, 8), atol=SAME)
+    cache.keep(0, k, v)
+    assert torch.equal(cache.attend(0, q).context, cache.attend(1, q).context), "the next prompt has its own"
