@@ -70,7 +70,7 @@ class LinkDefault(_Impaired):
     rate_mbps: RateMbps | None = None
     """Rate in Mbit/s (10^6 bit/s), counted with 14 Ethernet header bytes a frame; null leaves it alone."""
     delay_ms: DelayMs = 0.0
-    """One-way delay in milliseconds; above 0 it needs the kernel module sch_netem."""
+    """One-way delay in milliseconds; above 0 it needs the kernel module sch_netem, or xt_NFQUEUE and iptables."""
     jitter_ms: DelayMs = 0.0
     """Variation of the delay in milliseconds, at most delay_ms."""
     loss_pct: LossPct = 0.0

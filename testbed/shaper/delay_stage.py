@@ -47,8 +47,6 @@ SO_RCVBUFFORCE = 33
 SOL_NETLINK, NETLINK_NO_ENOBUFS = 270, 5
 ROUND_ROBIN_PRIORITY = 1
 """The lowest of real time: a packet that waits for a busy machine is late, and what it takes is little."""
-REST_NS = 300_000
-"""While packets are under way, arrivals wait so long at most to be seen: half as many awakenings at high rates."""
 BATCH = 64
 """Messages read before due packets are looked at again."""
 
@@ -121,14 +119,12 @@ def _serve(queues: socket.socket, links: dict[int, HeldPackets]) -> None:
         if messages:
             queues.send(messages)
         due = [due_ns for link in links.values() if (due_ns := link.next_ns()) is not None]
-        if due:
-            wait_ns = min(min(due) - time.monotonic_ns(), REST_NS)
-            readable = select.select([orders], [], [], max(0, wait_ns) / 1e9)[0]
-        else:
-            readable = select.select([queues, orders], [], [])[0]
+        wait_s = max(0, min(due) - time.monotonic_ns()) / 1e9 if due else None
+        readable = select.select([queues, orders], [], [], wait_s)[0]
+        if queues in readable:
+            _take(queues, links, buffer)
         if orders in readable and not os.read(orders, 1):
             return
-        _take(queues, links, buffer)
 
 
 def _take(queues: socket.socket, links: dict[int, HeldPackets], buffer: bytearray) -> None:
