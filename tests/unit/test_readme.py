@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+RUN_IN = ("netns/test_readme_commands.py", "unit/test_packaged.py")
 RUN_BY_CI = {"make test"}
 RUN_BY_HAND_AND_TESTS = {"make demo": "tests/netns/test_readme_commands.py"}
 """`make demo` takes minutes; the test runs its Makefile line on the smoke scenario."""
@@ -20,7 +21,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_readme_command_is_run_by_a_test(command: str) -> None:
-    covered = (ROOT / "tests" / "netns" / "test_readme_commands.py").read_text()
+    covered = "".join((ROOT / "tests" / path).read_text() for path in RUN_IN)
     assert command in RUN_BY_CI | RUN_BY_HAND_AND_TESTS.keys() or command.removeprefix(".venv/bin/") in covered
 
 
