@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEBIAN_PACKAGES := iproute2 nftables ethtool util-linux python3-venv
+DEBIAN_PACKAGES := iproute2 nftables iptables ethtool util-linux python3-venv
 
 .PHONY: setup system demo test lint bench clean
 

@@ -24,6 +24,7 @@ from testbed.errors import ShaperError
 from testbed.links import DeviceRules, LinkRule
 from testbed.loss import NO_LOSS, Bernoulli, drop_pattern
 from testbed.shaper import Shaper, has_netem
+from testbed.shaper.features import has_packet_queues
 
 pytestmark = pytest.mark.netns
 
@@ -43,6 +44,8 @@ QUEUES = "/proc/net/netfilter/nfnetlink_queue"
 
 @pytest.fixture(autouse=True)
 def _without_netem(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_packet_queues():
+        pytest.skip("needs the program iptables and a kernel with xt_NFQUEUE")
     monkeypatch.setattr("testbed.shaper.shaper.has_netem", lambda: False)
 
 
