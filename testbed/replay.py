@@ -25,13 +25,14 @@ Cells = tuple[tuple[str, str], ...]
 
 
 def finished_run(folder: Path) -> dict[str, object]:
-    """Return the options of a run that came to its end. Raises InputError for any other folder."""
+    """Return the options of a run that came to its end, its expectations met or not. Raises InputError for others."""
     try:
-        status = json.loads((folder / "summary.json").read_text())["status"]
+        summary = json.loads((folder / "summary.json").read_text())
+        status, error = summary["status"], summary["error"]
         options = json.loads((folder / "manifest.json").read_text())["options"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError([f"RUN_DIR: must be the folder of a run, got '{folder}' ({error})"]) from error
-    if status not in ("ok", "failed"):
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise InputError([f"RUN_DIR: must be the folder of a run, got '{folder}' ({fault})"]) from fault
+    if status not in ("ok", "failed") or error is not None:
         raise InputError([f"RUN_DIR: must be a finished run, got '{folder}', which is {status}"])
     return dict(options)
 

@@ -56,10 +56,10 @@ def test_only_finished_runs_can_be_replayed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="RUN_DIR: must be the folder of a run"):
         finished_run(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"options": {"runtime": "netns"}}))
-    (tmp_path / "summary.json").write_text(json.dumps({"status": "interrupted"}))
+    (tmp_path / "summary.json").write_text(json.dumps({"status": "interrupted", "error": "x"}))
     with pytest.raises(InputError, match=r"must be a finished run, got .* which is interrupted"):
         finished_run(tmp_path)
-    (tmp_path / "summary.json").write_text(json.dumps({"status": "ok"}))
+    (tmp_path / "summary.json").write_text(json.dumps({"status": "ok", "error": None}))
     assert finished_run(tmp_path) == {"runtime": "netns"}
 
 
