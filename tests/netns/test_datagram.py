@@ -41,7 +41,7 @@ LOSS = Bernoulli(0.1)
 SLACK_MS = 50.0
 """Some of it for other work on the machine."""
 TCP_RTO_S = 0.2
-"""Linux's shortest; what a lost packet of codes costs TCP where nothing follows it."""
+"""Linux's shortest, which the sender has here: only the receiving device is shaped, and told a shorter one."""
 FRAMING = 0.10
 """Of the bytes that payload, framing and headers should take; acknowledgements may ride on data or not."""
 

@@ -60,11 +60,11 @@ def test_transport_tells_strategies_apart() -> None:
 
 
 def test_transport_reports_every_fault() -> None:
-    wrong = {"name": "datagram", "copies": 0, "on_missing": "maks", "deadlin_ms": 5}
+    wrong = {"name": "datagram", "copies": 0, "on_missing": "masked", "deadlin_ms": 5}
     with pytest.raises(ConfigError) as caught:
         parse_config(config_with(wrong), where="bench.json")
     assert caught.value.faults == (
-        "bench.json: strategies[0].transport.on_missing must be one of mask, stale, got 'maks'; did you mean 'mask'?",
+        "bench.json: strategies[0].transport.on_missing must be one of mask, stale, got 'masked'; did you mean 'mask'?",
         "bench.json: strategies[0].transport.copies must be at least 1, got 0; give a larger number",
         "bench.json: strategies[0].transport must be a mapping without unknown keys, got 'deadlin_ms'; "
         "did you mean 'deadline_ms'?",
