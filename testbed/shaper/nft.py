@@ -128,7 +128,7 @@ def _condition(lost: Sequence[int], cycle: int) -> tuple[str, list[int]] | None:
     return "!=", sorted(kept)
 
 
-@functools.lru_cache(maxsize=128)  # links change back and forth, and events must not wait for 65,536 numbers to be written
+@functools.lru_cache(maxsize=128)  # what comes back is not written twice: events wait for it
 def _condition_text(lost: tuple[int, ...], cycle: int) -> str:
     condition = _condition(lost, cycle)
     if condition is None:
