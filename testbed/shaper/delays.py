@@ -9,6 +9,7 @@ to lack nftables' own `queue` too. If the process ends, its packets are lost and
 
 import contextlib
 import json
+import os
 import select
 import subprocess
 import sys
@@ -180,14 +181,17 @@ def queue_states(listing: str) -> list[QueueState]:
 
 
 def _groups_beside_the_device() -> list[str]:
-    """Return the files by which a process leaves the control groups of its device for one without limits.
+    """Return the files by which a process leaves the control groups of its device for those without limits.
 
-    Empty where this process is in no device's group of ours: a container is limited as a whole.
+    Seen through the process that started this one, since `ip netns exec` hides the groups from what it runs. Empty
+    where this process is in no device's group of ours: a container is limited as a whole.
     """
+    starter = Path(f"/proc/{os.getppid()}")
     with contextlib.suppress(OSError):
-        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+        mounts = [line.split() for line in (starter / "mounts").read_text().splitlines()]
         own = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-        return [str(path) for path in _group_files(mounts, own)]
+        seen = [[name, f"{starter}/root{place}", *rest] for name, place, *rest in mounts]
+        return [str(path) for path in _group_files(seen, own)]
     return []
 
 
