@@ -149,12 +149,17 @@ def test_tables_equal_dequantise_project_and_rotate(
     assert relative_error(v, expected_v) < SAME
 
 
+ONE_STEP = 2e-3
+"""A number that lies on the border of two int8 steps may fall on either side when a batch is added up in another order;
+a step is 1/127 of a row's largest number. Rows that were mixed up would differ by about 1."""
+
+
 @pytest.mark.parametrize("config", [SequenceConfig(wire="int8"), AstraConfig(num_codewords=4, num_groups=2)], ids=str)
 def test_strategies_keep_the_batch_dimension(model: ModelAdapter, codebooks: Codebooks, config: Any) -> None:
     both, folder = inputs_for(model, batch=2), codebooks(2, 4, "input")
     together = serve(model, config, UNEVEN, both, folder).logits
     apart = [serve(model, config, UNEVEN, one, folder).logits for one in both.split(1)]
-    assert relative_error(together, torch.cat(apart)) < EXACT
+    assert relative_error(together, torch.cat(apart)) < ONE_STEP
 
 
 def test_causal_strategies_send_to_later_ranks_only(model: ModelAdapter) -> None:
