@@ -19,6 +19,8 @@ from testbed.links import DeviceRules
 from testbed.loss import Loss, drop_pattern
 
 __all__ = [
+    "FRAME_BYTES",
+    "HEADER_BYTES",
     "LinkPlan",
     "Plan",
     "Row",

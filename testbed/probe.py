@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.calibration import (
+    FRAME_BYTES,
     HEADER_BYTES,
     LinkPlan,
     Plan,
@@ -257,10 +258,10 @@ def _measure_loss(plan: Plan, device: str, links: list[LinkPlan], slot: str, cal
 
 def _send_datagrams(plan: Plan, link: LinkPlan, address: str) -> None:
     """Send the sequence at half the link's rate, so that no queue overflows."""
-    pause = 0.0 if link.rate_bps is None else 2 * BATCH * DATAGRAM_FRAME_BYTES * 8 / link.rate_bps
+    pause = 0.0 if link.rate_bps is None else 2 * BATCH * _room_bytes(link) * 8 / link.rate_bps
     batch = BATCH
     if link.rate_bps is not None:
-        batch = max(1, min(BATCH, int(link.queue_s / 2 * link.rate_bps / 8 / DATAGRAM_FRAME_BYTES)))
+        batch = max(1, min(BATCH, int(link.queue_s / 2 * link.rate_bps / 8 / _room_bytes(link))))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
         for number in range(plan.loss_packets):
             datagrams.sendto(DATAGRAM.pack(number), (address, PORT))
@@ -268,9 +269,14 @@ def _send_datagrams(plan: Plan, link: LinkPlan, address: str) -> None:
                 time.sleep(max(pause * batch / BATCH, 1e-3))
 
 
+def _room_bytes(link: LinkPlan) -> int:
+    """Return how much of the queue a datagram takes; netem, which delays, counts packets as if they were full."""
+    return FRAME_BYTES if link.delay_s > 0 else DATAGRAM_FRAME_BYTES
+
+
 def _collect(datagrams: socket.socket, link: LinkPlan, count: int) -> set[int]:
     """Return the numbers of the datagrams that arrive until it is quiet."""
-    batch_s = 0.0 if link.rate_bps is None else 2 * BATCH * DATAGRAM_FRAME_BYTES * 8 / link.rate_bps
+    batch_s = 0.0 if link.rate_bps is None else 2 * BATCH * _room_bytes(link) * 8 / link.rate_bps
     quiet_s = QUIET_S + link.delay_s + link.jitter_s + link.queue_s + batch_s
     arrived: set[int] = set()
     while select.select([datagrams], [], [], quiet_s)[0]:
