@@ -56,7 +56,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config_of(base: dict[str, Any], strategies: list[Any], **more: Any) -> EvaluationConfig:
-    return parse_evaluation(base | {"strategies": strategies} | more, where="e.yaml")
+    return parse_evaluation({"timeout_s": 60.0} | base | {"strategies": strategies} | more, where="e.yaml")
 
 
 def evaluated(config: EvaluationConfig) -> list[dict[str, Any]]:
