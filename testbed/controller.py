@@ -76,6 +76,7 @@ def run(scenario: Scenario, options: Options, display: Display) -> Outcome:
     record = Record.create(name=scenario.name, scenario=scenario.dump(), out=options.out)
     with _recording(record):
         identity = invoking_user()
+        machine = describe_machine()  # before agents wait for a word: git may take seconds
         prepare(scenario, record, display, identity)
         with _devices(scenario, options, record, display) as (fleet, _):
             if options.calibrate:
@@ -97,7 +98,7 @@ def run(scenario: Scenario, options: Options, display: Display) -> Outcome:
             try:
                 fleet.execute(job, identity)
             finally:
-                record.manifest({**describe_machine(), **fleet.facts(), "options": _plain(options)})
+                record.manifest({**machine, **fleet.facts(), "options": _plain(options)})
             _record_links(fleet, scenario, record)
             for row in trace_rows(scenario, record.tables.get("events", [])):
                 record.row("traces", row)
