@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from astra.cli.terminal import CONFIG_VARIABLE, CheckOption, config_path, failures_reported, progress_shown, say
+from astra.cli.terminal import (
+    CONFIG_VARIABLE,
+    CheckOption,
+    config_path,
+    failures_reported,
+    progress_shown,
+    say,
+    say_faultless,
+)
 from astra.environment import DEFAULT_OUT, Environment
 from astra.errors import ConfigError
 
@@ -74,7 +82,7 @@ def evaluate(
         path = config_path(config)
         wanted = load_evaluation(path, {key: value for key, value in overrides.items() if value is not None})
         if check:
-            typer.echo(f"{path.name}: no mistakes found")
+            say_faultless(path)
             return
         _evaluate(wanted, out)
 

@@ -2,13 +2,22 @@
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from astra.cli.terminal import CONFIG_VARIABLE, CheckOption, config_path, failures_reported, progress_shown, say
+from astra.cli.terminal import (
+    CONFIG_VARIABLE,
+    CheckOption,
+    config_path,
+    failures_reported,
+    progress_shown,
+    say,
+    say_faultless,
+)
 from astra.config import AstraConfig, BenchConfig
 from astra.config_file import Command, load_config
 from astra.environment import Environment
@@ -17,6 +26,7 @@ from astra.model_faults import planning_faults
 
 if TYPE_CHECKING:
     from astra.evaluation.config import EvaluationConfig
+    from astra.reporting import Reporter
 
 __all__ = ["bench", "fit", "generate"]
 
@@ -28,35 +38,27 @@ _ConfigOption = Annotated[
 
 def bench(config: _ConfigOption = None, check: CheckOption = False) -> None:
     """Be one rank of a benchmark; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which and where."""
-    with failures_reported():
-        path, wanted = _load(config, "bench")
-        if check:
-            typer.echo(f"{path.name}: no mistakes found")
-            return
-        environment = Environment.read(os.environ)
-        from astra import reporting
+
+    def serve(wanted: BenchConfig, environment: Environment, reporter: "Reporter") -> None:
         from astra.worker import run_rank
 
-        with closing(reporting.connect(write=say)) as reporter:
-            run_rank(wanted, environment, reporter)
+        run_rank(wanted, environment, reporter)
+
+    _be_rank(config, "bench", check, serve)
 
 
 def generate(config: _ConfigOption = None, check: CheckOption = False) -> None:
     """Be one rank that continues texts; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which and where."""
-    with failures_reported():
-        path, wanted = _load(config, "generate")
-        if check:
-            typer.echo(f"{path.name}: no mistakes found")
-            return
-        environment = Environment.read(os.environ)
-        from astra import reporting
+
+    def write_on(wanted: BenchConfig, environment: Environment, reporter: "Reporter") -> None:
         from astra.generate import run_generation
 
         watch = None if os.environ.get("TESTBED_SOCKET") else _stream
-        with closing(reporting.connect(write=say)) as reporter:
-            run_generation(wanted, environment, reporter, watch=watch)
+        run_generation(wanted, environment, reporter, watch=watch)
         if watch is not None and environment.rank == 0:
             typer.echo("")
+
+    _be_rank(config, "generate", check, write_on)
 
 
 def fit(config: _ConfigOption = None) -> None:
@@ -80,6 +82,25 @@ def fit(config: _ConfigOption = None) -> None:
         trained = f", {tally.trained} trained with their weights" if tally.trained else ""
         seconds = f"{time.monotonic() - begin_s:.1f} s"
         say(f"fit: {tally.fitted} fitted, {tally.cached} found in the cache{trained}, {seconds}")
+
+
+def _be_rank(
+    config: Path | None,
+    command: Command,
+    check: bool,
+    work: Callable[[BenchConfig, Environment, "Reporter"], None],
+) -> None:
+    """Check the config, and unless that was all, do the work of the rank that the environment names."""
+    with failures_reported():
+        path, wanted = _load(config, command)
+        if check:
+            say_faultless(path)
+            return
+        environment = Environment.read(os.environ)
+        from astra import reporting
+
+        with closing(reporting.connect(write=say)) as reporter:
+            work(wanted, environment, reporter)
 
 
 def _load_evaluation(path: Path) -> "EvaluationConfig | None":

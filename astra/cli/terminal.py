@@ -13,7 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from astra.errors import AstraError, ConfigError
 
-__all__ = ["CONFIG_VARIABLE", "CheckOption", "config_path", "failures_reported", "progress_shown", "say"]
+__all__ = [
+    "CONFIG_VARIABLE",
+    "CheckOption",
+    "config_path",
+    "failures_reported",
+    "progress_shown",
+    "say",
+    "say_faultless",
+]
 
 CONFIG_VARIABLE = "TESTBED_CONFIG"
 
@@ -23,6 +31,11 @@ CheckOption = Annotated[bool, typer.Option("--check", help="Only find mistakes i
 def say(line: str) -> None:
     """Write a line to stderr."""
     typer.echo(line, err=True)
+
+
+def say_faultless(path: Path) -> None:
+    """Write to stdout that a check of this file found nothing."""
+    typer.echo(f"{path.name}: no mistakes found")
 
 
 def config_path(given: Path | None) -> Path:
