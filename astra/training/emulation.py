@@ -40,7 +40,6 @@ __all__ = [
     "emulate_astra",
     "emulate_prism",
     "emulate_single",
-    "fpar",
     "owners_of",
 ]
 
@@ -141,16 +140,6 @@ def owners_of(ranges: Sequence[range]) -> Tensor:
     """Return owners_T of a split into contiguous slices, as a strategy's `partition` gives it."""
     lengths = torch.tensor([len(tokens) for tokens in ranges])
     return torch.repeat_interleave(torch.arange(len(ranges)), lengths)
-
-
-def fpar(owners_T: Tensor, num_devices: int) -> float:
-    """Return the share of pairs of tokens that see each other exactly, Σ n_k²/N² over n_k of N tokens per device.
-
-    Full-precision attention ratio: 1 on one device, 1/devices for an even split, more for an uneven one.
-    Source: ASTRA, arXiv 2505.19342, experiments with heterogeneous devices.
-    """
-    shares = torch.bincount(owners_T, minlength=num_devices).double() / len(owners_T)
-    return float(shares.square().sum())
 
 
 def _embed(model: ModelAdapter, inputs: Tensor) -> tuple[Tensor, int]:

@@ -26,7 +26,6 @@ from astra.training.emulation import (
     emulate_astra,
     emulate_prism,
     emulate_single,
-    fpar,
     owners_of,
 )
 from astra.training.quantiser import LayerQuantiser, QuantiserConfig
@@ -331,8 +330,5 @@ def test_averaging_class_tokens_reduces_their_error(family: str) -> None:
     assert averaged < error(alone)
 
 
-def test_fpar_is_the_share_of_pairs_that_see_each_other_exactly() -> None:
-    assert fpar(owners_of([range(5)]), 1) == 1.0
-    assert fpar(owners_of([range(8), range(8, 16)]), 2) == 0.5
-    assert fpar(torch.tensor([0, 2, 2, 2]), 3) == 10 / 16
+def test_owners_of_a_split_are_its_slices_in_order() -> None:
     assert owners_of(split(10, [1.0, 3.0, 1.0])).tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 2, 2]
