@@ -33,6 +33,7 @@ from rich.table import Table
 from astra import faults
 from astra.errors import ConfigError
 from astra.evaluation.config import SEED, parse_evaluation
+from astra.evaluation.metrics import PERPLEXITY
 from astra.evaluation.results import rows_of, table_of, write_results
 from astra.evaluation.run import Progress, evaluate_here
 from astra.section import Section
@@ -174,7 +175,7 @@ def _ablation(table: StudyTable, summaries: Mapping[str, list[Summary]]) -> Tabl
     for name in (CONTROL, *table.ablation):
         values = [_tested(summary) for summary in summaries[name]]
         metric = summaries[name][0].metric
-        scale = 1 if metric == "perplexity" else 100
+        scale = 1 if metric == PERPLEXITY else 100
         changes = [scale * (value - other) for value, other in zip(values, control, strict=True)]
         shown = _with_spread([scale * value for value in values])
         made.add_row(name, metric, shown, "" if name == CONTROL else _with_spread(changes, "+"), str(len(values)))

@@ -33,6 +33,8 @@ __all__ = [
 
 PERPLEXITY = "perplexity"
 """The one metric that comes from likelihoods."""
+MAX_MEAN_NLL = 700.0
+"""Near where exp leaves what a float can hold; a model that has diverged has this perplexity."""
 
 Values = NDArray[Any]
 
@@ -68,8 +70,8 @@ def spearman(predictions_N: Values, labels_N: Values) -> float:
 
 
 def perplexity(nll_sum: float, num_tokens: int) -> float:
-    """Return exp of the mean negative log-likelihood (natural logarithm) of `num_tokens` tokens."""
-    return math.exp(nll_sum / num_tokens)
+    """Return exp of the mean negative log-likelihood (natural logarithm) of `num_tokens` tokens, at least one."""
+    return math.exp(min(nll_sum / num_tokens, MAX_MEAN_NLL))
 
 
 def choose(costs_N: Values, num_choices: int) -> NDArray[np.int64]:

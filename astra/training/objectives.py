@@ -10,7 +10,6 @@
 Knows nothing of models and devices.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from astra.data import Examples
 from astra.data.labelled import NOT_COUNTED
 from astra.errors import ConfigError
-from astra.evaluation.metrics import score
+from astra.evaluation.metrics import PERPLEXITY, perplexity, score
 
 __all__ = ["Judgement", "loss_of", "metric_of", "reads_every_row"]
 
@@ -41,7 +40,7 @@ class Judgement:
         """Say whether this is better than `other`; anything is better than nothing."""
         if other is None:
             return True
-        return self.value < other.value if self.metric == "perplexity" else self.value > other.value
+        return self.value < other.value if self.metric == PERPLEXITY else self.value > other.value
 
 
 def reads_every_row(examples: Examples) -> bool:
@@ -70,8 +69,7 @@ def metric_of(
     metric = examples.metrics[0]
     if examples.task == "language":
         parts = [_token_loss(head, x, labels) for x, labels in batches]
-        mean = sum(float(total) for total, _ in parts) / max(sum(count for _, count in parts), 1)
-        return Judgement(metric, math.exp(min(mean, 700.0)))
+        return Judgement(metric, perplexity(sum(float(total) for total, _ in parts), sum(count for _, count in parts)))
     outputs = np.concatenate([head(x).float().numpy(force=True) for x, _ in batches])
     labels = np.concatenate([given.numpy(force=True) for _, given in batches])
     predictions = outputs[:, 0] if examples.task == "regression" else outputs.argmax(axis=1)

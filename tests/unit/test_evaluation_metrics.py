@@ -62,6 +62,10 @@ def test_perplexity_of_a_fair_die_is_its_sides() -> None:
     assert metrics.perplexity(100 * math.log(6), 100) == pytest.approx(6)
 
 
+def test_perplexity_of_a_diverged_model_is_a_number() -> None:
+    assert metrics.perplexity(1e9, 100) == pytest.approx(math.exp(metrics.MAX_MEAN_NLL))
+
+
 def test_choose_takes_the_likeliest_of_each_question() -> None:
     costs = np.array([3.0, 1.0, 2.0, 0.5, 4.0, 0.7])
     assert metrics.choose(costs, 3).tolist() == [1, 0]
