@@ -25,7 +25,7 @@ from astra.traffic import PlannedMessage
 from astra.transport import Tag
 from astra.wire import Wire, decode, encode, encoded_size
 
-__all__ = ["Ring", "add_bias", "even_tiles", "plan_all_gather", "plan_reduce_scatter"]
+__all__ = ["Ring", "even_tiles", "plan_all_gather", "plan_all_reduce", "plan_reduce_scatter"]
 
 
 class Ring:
@@ -108,11 +108,6 @@ class Ring:
             return self._collectives.transport.receive(self._previous, tag, self._collectives.timeout_s)
 
 
-def add_bias(sum_BTD: Tensor, bias_D: Tensor | None) -> Tensor:
-    """Add to a sum what every rank left out of its part, once."""
-    return sum_BTD if bias_D is None else sum_BTD + bias_D
-
-
 def even_tiles(num_tokens: int, world_size: int) -> list[range]:
     """Cut the tokens into one tile a rank, as even as can be; tiles are empty where tokens are fewer than ranks."""
     return [range(num_tokens * rank // world_size, num_tokens * (rank + 1) // world_size) for rank in range(world_size)]
@@ -126,6 +121,12 @@ def plan_all_gather(tile_tokens: Sequence[int], width: int, wire: Wire, count: i
 def plan_reduce_scatter(tile_tokens: Sequence[int], width: int, wire: Wire, count: int) -> list[PlannedMessage]:
     """Plan `count` reduce-scatters of batch 1: every rank sends parts of all tiles but its own. Pure."""
     return _plan(tile_tokens, width, wire, count, withheld=0)
+
+
+def plan_all_reduce(num_tokens: int, world_size: int, width: int, wire: Wire, *, count: int) -> list[PlannedMessage]:
+    """Plan `count` all-reduces of batch 1: of the tiles that `Ring.all_reduce` cuts. Pure."""
+    tiles = [len(tile) for tile in even_tiles(num_tokens, world_size)]
+    return [*plan_reduce_scatter(tiles, width, wire, count), *plan_all_gather(tiles, width, wire, count)]
 
 
 def _plan(tile_tokens: Sequence[int], width: int, wire: Wire, count: int, withheld: int) -> list[PlannedMessage]:

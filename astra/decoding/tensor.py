@@ -14,8 +14,8 @@ from torch import Tensor
 from astra.cache import KeyValueCache
 from astra.decoding.protocol import Step, embed_token
 from astra.models import ModelShape
-from astra.partition import split
-from astra.ring import Ring, add_bias, even_tiles, plan_all_gather, plan_reduce_scatter
+from astra.ring import Ring, plan_all_reduce
+from astra.shards import finish_layer, own_shards
 from astra.strategies import RankContext
 from astra.strategy_config import GalaxyConfig, TensorConfig
 from astra.traffic import PlannedMessage
@@ -35,15 +35,12 @@ class TensorDecoder:
         self._rank = context.collectives.rank
         self._timeline = context.timeline
         self._ring = Ring(context.collectives, context.timeline, config.wire)
-        shape = context.model.shape
-        heads = split(shape.num_heads, context.weights)[self._rank]
-        hidden = split(shape.mlp_width, context.weights)[self._rank]
-        self._shards = [block.shard(heads, hidden) for block in context.model.blocks]
+        self._shards = own_shards(context.model, self._rank, context.weights)
 
     @torch.inference_mode()
     def step(self, step: Step) -> Tensor | None:
         """Bring the token through all layers on all ranks; rank 0 scores it."""
-        model, span = self._model, self._timeline.span
+        model, timeline, span = self._model, self._timeline, self._timeline.span
         with span("embed"):
             x_B1D, position = embed_token(model, step)
         for layer, (block, shard) in enumerate(zip(model.blocks, self._shards, strict=True)):
@@ -52,16 +49,9 @@ class TensorDecoder:
                 q_BH1d = shard.query(u_B1D, position)
                 self._cache.extend(layer, *shard.key_value(u_B1D, position))
             with span("attention", layer):
-                context_B1D = self._cache.attend(layer, q_BH1d).context.flatten(1)[:, None]
-            with span("rest", layer):
-                part_B1D = shard.output(context_B1D)
-            out_B1D = self._sum(Tag(step.index, layer, "attention"), part_B1D)
-            with span("rest", layer):
-                a_B1D = block.after_attention(x_B1D, add_bias(out_B1D, block.output_bias))
-                part_B1D = shard.mlp(block.mlp_input(a_B1D))
-            m_B1D = self._sum(Tag(step.index, layer, "mlp"), part_B1D)
-            with span("rest", layer):
-                x_B1D = block.after_mlp(a_B1D, add_bias(m_B1D, block.mlp_bias))
+                context_B1E = self._cache.attend(layer, q_BH1d).context.flatten(1)[:, None]
+            tag = Tag(step.index, layer, "attention")
+            x_B1D = finish_layer(block, shard, x_B1D, context_B1E, add_up=self._sum, timeline=timeline, tag=tag)
         if self._rank != 0:
             return None
         with span("head"):
@@ -85,14 +75,8 @@ class TensorDecoder:
     @staticmethod
     def plan(shape: ModelShape, config: TensorConfig | GalaxyConfig, world_size: int) -> list[PlannedMessage]:
         """Reduce and gather one row twice a layer."""
-        if world_size == 1:
-            return []
-        tiles = [len(tile) for tile in even_tiles(shape.num_heads, world_size)]
         width, count = shape.width // shape.num_heads, ALL_REDUCES_PER_LAYER * shape.num_layers
-        return [
-            *plan_reduce_scatter(tiles, width, config.wire, count),
-            *plan_all_gather(tiles, width, config.wire, count),
-        ]
+        return plan_all_reduce(shape.num_heads, world_size, width, config.wire, count=count)
 
     def _sum(self, tag: Tag, part_B1D: Tensor) -> Tensor:
         """Add up the ranks' rows."""

@@ -24,7 +24,8 @@ from torch import Tensor
 from astra.attention import attend, positions_of
 from astra.models import BlockShard, ModelShape
 from astra.partition import split
-from astra.ring import Ring, add_bias, plan_all_gather, plan_reduce_scatter
+from astra.ring import Ring, plan_all_gather, plan_reduce_scatter
+from astra.shards import add_bias, own_shards
 from astra.slices import answer_rank, bring_answer, content_rows, embed_slice, plan_answer, rows_per_rank
 from astra.strategies.protocol import RankContext, Request
 from astra.strategy_config import GalaxyConfig
@@ -49,11 +50,8 @@ class GalaxyStrategy:
         self._rank = context.collectives.rank
         self._ring = Ring(context.collectives, context.timeline, config.wire)
         self._ranges = context.ranges
-        shape = context.model.shape
-        self._tile_rows = rows_per_rank(shape, context.ranges)
-        heads = split(shape.num_heads, context.weights)[self._rank]
-        hidden = split(shape.mlp_width, context.weights)[self._rank]
-        self._shards = [block.shard(heads, hidden) for block in context.model.blocks]
+        self._tile_rows = rows_per_rank(context.model.shape, context.ranges)
+        self._shards = own_shards(context.model, self._rank, context.weights)
         self._positions = [positions_of([tokens]) for tokens in context.ranges]
 
     @torch.inference_mode()

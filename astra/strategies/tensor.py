@@ -21,8 +21,8 @@ from torch import Tensor
 
 from astra.attention import attend
 from astra.models import ModelShape
-from astra.partition import split
-from astra.ring import Ring, add_bias, even_tiles, plan_all_gather, plan_reduce_scatter
+from astra.ring import Ring, plan_all_reduce
+from astra.shards import finish_layer, own_shards
 from astra.strategies.protocol import RankContext, Request
 from astra.strategy_config import TensorConfig
 from astra.traffic import PlannedMessage
@@ -43,15 +43,12 @@ class TensorStrategy:
         self._keep = context.keep
         self._keep_output = context.keep_output
         self._ring = Ring(context.collectives, context.timeline, config.wire)
-        shape = context.model.shape
-        heads = split(shape.num_heads, context.weights)[self._rank]
-        hidden = split(shape.mlp_width, context.weights)[self._rank]
-        self._shards = [block.shard(heads, hidden) for block in context.model.blocks]
+        self._shards = own_shards(context.model, self._rank, context.weights)
 
     @torch.inference_mode()
     def forward(self, request: Request) -> Tensor | None:
         """Run all layers on all tokens; rank 0 reads the answer off its copy of x."""
-        model, ring, span = self._model, self._ring, self._timeline.span
+        model, timeline, span = self._model, self._timeline, self._timeline.span
         with span("embed"):
             x_BTD = model.embed(request.inputs)
         for layer, (block, shard) in enumerate(zip(model.blocks, self._shards, strict=True)):
@@ -60,16 +57,11 @@ class TensorStrategy:
                 q_BHTd, (k_BHTd, v_BHTd) = shard.query(u_BTD), shard.key_value(u_BTD)
                 self._keep(layer, k_BHTd, v_BHTd)
             with span("attention", layer):
-                context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
-            with span("rest", layer):
-                part_BTD = shard.output(context_BTD)
-            out_BTD = ring.all_reduce(Tag(request.index, layer, "attention"), part_BTD)
-            with span("rest", layer):
-                a_BTD = block.after_attention(x_BTD, add_bias(out_BTD, block.output_bias))
-                part_BTD = shard.mlp(block.mlp_input(a_BTD))
-            m_BTD = ring.all_reduce(Tag(request.index, layer, "mlp"), part_BTD)
-            with span("rest", layer):
-                x_BTD = block.after_mlp(a_BTD, add_bias(m_BTD, block.mlp_bias))
+                context_BTE = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
+            tag = Tag(request.index, layer, "attention")
+            x_BTD = finish_layer(
+                block, shard, x_BTD, context_BTE, add_up=self._ring.all_reduce, timeline=timeline, tag=tag
+            )
         if self._rank != 0:
             return None
         if self._keep_output:
@@ -103,10 +95,5 @@ class TensorStrategy:
         shape: ModelShape, config: TensorConfig, ranges: Sequence[range], weights: Sequence[float]
     ) -> list[PlannedMessage]:
         """Reduce and gather the whole of x twice a layer."""
-        tiles = [len(tile) for tile in even_tiles(shape.num_tokens, len(ranges))]
         count = ALL_REDUCES_PER_LAYER * shape.num_layers
-        if len(ranges) == 1:
-            return []
-        return plan_reduce_scatter(tiles, shape.width, config.wire, count) + plan_all_gather(
-            tiles, shape.width, config.wire, count
-        )
+        return plan_all_reduce(shape.num_tokens, len(ranges), shape.width, config.wire, count=count)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from astra.collectives import Collectives
-from astra.ring import Ring, even_tiles, plan_all_gather, plan_reduce_scatter
+from astra.ring import Ring, plan_all_gather, plan_all_reduce, plan_reduce_scatter
 from astra.timeline import Timeline
 from astra.traffic import PlannedMessage
 from astra.transport import Tag, Traffic
@@ -85,13 +85,10 @@ def test_all_reduce_gives_every_rank_the_same_sum(wire: Wire, world_size: int, n
     sums, traffic = on_every_rank(world_size, wire, lambda rank, ring: ring.all_reduce(TAG, summands[rank]))
     assert all(torch.equal(total, sums[0]) for total in sums)
     assert float((sums[0] - torch.stack(summands).sum(dim=0)).abs().max()) < ERRORS[wire] * 2
-    tiles = [len(tile) for tile in even_tiles(num_tokens, world_size)]
-    plan = plan_reduce_scatter(tiles, WIDTH, wire, 1) + plan_all_gather(tiles, WIDTH, wire, 1)
-    check_counted(plan, traffic, batch=2)
+    check_counted(plan_all_reduce(num_tokens, world_size, WIDTH, wire, count=1), traffic, batch=2)
 
 
 def test_all_reduce_sends_two_passes_of_the_tensor() -> None:
-    tiles = [len(tile) for tile in even_tiles(1024, 4)]
-    plan = plan_reduce_scatter(tiles, 768, "fp32", 1) + plan_all_gather(tiles, 768, "fp32", 1)
+    plan = plan_all_reduce(1024, 4, 768, "fp32", count=1)
     by_rank = [sum(m.payload_bytes for m in plan if m.source == rank) for rank in range(4)]
     assert by_rank == [2 * 3 * 256 * 768 * 4] * 4
