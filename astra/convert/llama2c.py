@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from astra.convert.llama2c_tokenizer import read_bytes, read_tokens, tokenizer_json
 from astra.errors import ConfigError
 from astra.models import save_checkpoint
+from astra.presets import Preset
 
 __all__ = ["Header", "convert_llama2c", "read_weights"]
 
@@ -44,6 +45,13 @@ class Header:
     num_kv_heads: int
     vocabulary: int
     positions: int
+
+    @property
+    def preset(self) -> Preset:
+        """The sizes under this project's names."""
+        return Preset(
+            self.width, self.num_heads, self.num_kv_heads, self.num_layers, self.hidden, vocabulary=abs(self.vocabulary)
+        )
 
 
 def convert_llama2c(weights: Path, tokenizer: Path, folder: Path) -> None:
@@ -101,7 +109,7 @@ def _is_sound(header: Header) -> bool:
 def _tensor_shapes(header: Header) -> dict[str, tuple[int, ...]]:
     """Return the tensors in the order of the file; the angles of RoPE are written too, and follow from the sizes."""
     layers, width, hidden = header.num_layers, header.width, header.hidden
-    kv_width = width // header.num_heads * header.num_kv_heads
+    kv_width = header.preset.kv_width
     angles = (header.positions, width // header.num_heads // 2)
     vocabulary = (abs(header.vocabulary), width)
     shapes: dict[str, tuple[int, ...]] = {
@@ -124,16 +132,13 @@ def _tensor_shapes(header: Header) -> dict[str, tuple[int, ...]]:
 
 def _model(header: Header, tensors: dict[str, Array]) -> Any:
     """Put the tensors into a Hugging Face Llama."""
-    from transformers import LlamaConfig, LlamaForCausalLM  # only needed here, and slow to import
+    from transformers import LlamaForCausalLM  # only needed here, and slow to import
 
-    config = LlamaConfig(
-        vocab_size=abs(header.vocabulary),
-        hidden_size=header.width,
-        intermediate_size=header.hidden,
-        num_hidden_layers=header.num_layers,
-        num_attention_heads=header.num_heads,
-        num_key_value_heads=header.num_kv_heads,
-        max_position_embeddings=header.positions,
+    from astra.models.llama import llama_config
+
+    config = llama_config(
+        header.preset,
+        header.positions,
         rms_norm_eps=_NORM_EPS,
         tie_word_embeddings="lm_head" not in tensors,
         architectures=["LlamaForCausalLM"],

@@ -13,8 +13,9 @@ from astra.config import ModelConfig
 from astra.models.adapter import TextAdapter
 from astra.models.block import Affine, Projections, Rotary, TransformerBlock
 from astra.models.weights import read_checkpoint, seeded
+from astra.presets import Preset
 
-__all__ = ["LlamaAdapter", "build_llama"]
+__all__ = ["LlamaAdapter", "build_llama", "llama_config"]
 
 
 class LlamaAdapter(TextAdapter):
@@ -42,15 +43,15 @@ def build_llama(config: ModelConfig) -> LlamaForCausalLM:
     """
     if config.checkpoint:
         return read_checkpoint(LlamaForCausalLM, config)
-    hf_config = _config(config)
+    hf_config = llama_config(config.preset, max(2048, config.num_content_tokens))
     model = seeded(lambda: LlamaForCausalLM(hf_config), config.seed)
     body: Any = model.model
     body.rotary_emb = type(body.rotary_emb)(config=hf_config)
     return model
 
 
-def _config(config: ModelConfig) -> LlamaConfig:
-    preset = config.preset
+def llama_config(preset: Preset, num_positions: int, **others: Any) -> LlamaConfig:
+    """Describe a Llama of these sizes; `others` are the library's own names."""
     return LlamaConfig(
         vocab_size=preset.vocabulary,
         hidden_size=preset.width,
@@ -58,7 +59,8 @@ def _config(config: ModelConfig) -> LlamaConfig:
         num_hidden_layers=preset.num_layers,
         num_attention_heads=preset.num_heads,
         num_key_value_heads=preset.num_kv_heads,
-        max_position_embeddings=max(2048, config.num_content_tokens),
+        max_position_embeddings=num_positions,
+        **others,
     )
 
 
