@@ -1,7 +1,7 @@
 """The agent: one per device, the same in every runtime.
 
     controller --Shape--> links shaped   --Start--> program runs   --Stop/Bye--> all of it gone
-               <--Shaped--               <--Log, Row, Mark, Progress, Barrier, Exited, File, Collected--
+               <--Shaped--               <--Log, Row, Mark, Progress, Barrier, Again, Exited, File, Collected--
 
 Says who it is until it is heard, obeys, and streams what the program says. If the controller falls silent, it stops the
 program and exits; after `Hold` it goes on alone. Safe as process 1: reaps orphans, forwards SIGTERM.
@@ -29,7 +29,7 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
-from testbed.collect import send_files
+from testbed.collect import empty, send_files
 from testbed.control_network import ControlNetwork
 from testbed.device_socket import Call, DeviceSocket
 from testbed.errors import TestbedError, UnsupportedError
@@ -40,6 +40,8 @@ from testbed.own_limits import own_limits
 from testbed.program import Program, search_path
 from testbed.protocol import (
     SILENCE_LIMIT_S,
+    Again,
+    AgainCall,
     AgentMessage,
     Barrier,
     BarrierCall,
@@ -58,6 +60,7 @@ from testbed.protocol import (
     Log,
     Mark,
     MarkCall,
+    Next,
     Ping,
     Progress,
     ProgressCall,
@@ -116,6 +119,8 @@ class Agent:
         self._socket.connect(endpoint)
         self._device_socket = DeviceSocket(folder / "socket", self._answer)
         self._barriers: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._next: asyncio.Future[bool] | None = None
+        """The answer that a program waits for which has asked whether to do the same once more."""
         self._program: Program | None = None
         self._starting = False
         # Whoever starts agents without a name (Compose, Swarm) starts the controller apart; it may prepare for long.
@@ -145,6 +150,11 @@ class Agent:
 
     async def _wait_for_signal(self) -> None:
         await self._leaving.wait()
+
+    @property
+    def _out(self) -> Path:
+        """Where the program leaves files."""
+        return self._folder / "out"
 
     # Talking to the controller
 
@@ -197,6 +207,9 @@ class Agent:
                     self._clock.begin(elapsed_s)
             case BarrierOpen(name=name):
                 self._barriers.pop(name, asyncio.Event()).set()
+            case Next(more=more):
+                if self._next is not None and not self._next.done():
+                    self._next.set_result(more)
             case ReadCounters():
                 await self._send(Counters(links=self._counters()))
             case Stop(grace_s=grace_s):
@@ -210,7 +223,7 @@ class Agent:
 
     async def _start(self, start: Start) -> None:
         await self._stop_program(grace_s=0.0)
-        out = self._folder / "out"
+        out = self._out
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         out.chmod(0o755)
@@ -316,6 +329,12 @@ class Agent:
                 links = self._counters()
                 await self._send(Mark(name=name, links=links))
                 return {"links": {source: count.model_dump() for source, count in links.items()}}
+            case AgainCall():
+                self._next = asyncio.get_running_loop().create_future()
+                left_out = await send_files(self._out, self._send)
+                empty(self._out)
+                await self._send(Again(left_out=left_out))
+                return {"again": await self._next}
         return {}
 
     def _counters(self) -> dict[str, LinkCount]:

@@ -4,12 +4,13 @@ folder --plain files, 64 MiB in all--> File, File, ... (1 MiB each) ──> cont
        --links, sockets, what is too large--> their names
 """
 
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from testbed.protocol import FILE_CHUNK_BYTES, File
 
-__all__ = ["send_files"]
+__all__ = ["empty", "send_files"]
 
 LIMIT_BYTES = 64 << 20
 
@@ -32,6 +33,15 @@ async def send_files(folder: Path, send: Send) -> tuple[str, ...]:
         except OSError as error:
             left_out.append(f"{name} ({error.strerror})")
     return tuple(left_out)
+
+
+def empty(folder: Path) -> None:
+    """Remove what is in a folder, such as files that have been sent."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 async def _send_file(path: Path, name: str, send: Send) -> None:

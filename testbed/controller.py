@@ -3,7 +3,7 @@
     check, prepare -> create devices -> calibrate links -> shape -> limit -> run the program -> judge -> remove
 
 `run` is that life; `up` stops before the program and leaves the devices standing; `calibrate` runs nothing but the
-probe. Whatever happens in between, `_devices` removes all that was made, and the record says how it ended.
+probe. Whatever happens in between, `devices` removes all that was made, and the record says how it ended.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,24 @@ from testbed.schedule import loss_changes, schedule_for
 from testbed.trace_error import trace_rows
 from testbed.workload import check, invoking_user, prepare
 
-__all__ = ["Options", "Outcome", "calibrate", "down", "remove_abandoned", "replay", "run", "up"]
+__all__ = [
+    "Options",
+    "Outcome",
+    "calibrate",
+    "check_cpus",
+    "check_events",
+    "conclude",
+    "devices",
+    "down",
+    "measure_links",
+    "recording",
+    "remove_abandoned",
+    "replay",
+    "report_calibration",
+    "run",
+    "run_program",
+    "up",
+]
 
 TERMINATE_WAIT_S = 15.0
 PROBE_TIMEOUT_S = 600.0
@@ -71,51 +88,31 @@ class Outcome:
 
 def run(scenario: Scenario, options: Options, display: Display) -> Outcome:
     """Run a scenario to its end. Raises TestbedError; the run folder then says `failed`."""
-    _check_events(scenario, options)
+    check_events(scenario, options)
     check(scenario)
     record = Record.create(name=scenario.name, scenario=scenario.dump(), out=options.out)
-    with _recording(record):
-        identity = invoking_user()
+    with recording(record):
         machine = describe_machine()  # before agents wait for a word: git may take seconds
-        prepare(scenario, record, display, identity)
-        with _devices(scenario, options, record, display) as (fleet, _):
+        prepare(scenario, record, display, invoking_user())
+        with devices(scenario, options, record, display) as (fleet, _):
             if options.calibrate:
                 display.phase("calibrating links")
-                rows = _calibrate(fleet, scenario, record, full=False)
-                _report_calibration(rows, display, go_on=options.go_on)
+                rows = measure_links(fleet, scenario, record, full=False)
+                report_calibration(rows, display, go_on=options.go_on)
             display.phase("shaping links, capping devices")
             fleet.shape()
             fleet.limit()
-            display.phase(f"running {' '.join(scenario.workload.command)}")
-            job = Job(
-                name=scenario.workload.command[0],
-                command=tuple(scenario.workload.command),
-                config=scenario.workload.config,
-                folder=Path.cwd(),
-                timeout_s=options.timeout_s,
-                with_events=True,
-            )
-            try:
-                fleet.execute(job, identity)
-            finally:
-                record.manifest({**machine, **fleet.facts(), "options": _plain(options)})
-            _record_links(fleet, scenario, record)
-            for row in trace_rows(scenario, record.tables.get("events", [])):
-                record.row("traces", row)
+            run_program(fleet, scenario, options, record, display, machine=machine)
             display.phase("removing devices")
-    verdicts = judge(scenario.expect, record.tables.get("summary", []))
-    met = all(verdict.met for verdict in verdicts)
-    record.finish("ok" if met else "failed", expectations=[asdict(verdict) for verdict in verdicts])
-    record.hand_over(identity.uid, identity.gid)
-    return Outcome(record.folder, record.tables, tuple(verdicts))
+    return conclude(scenario, record)
 
 
 def calibrate(scenario: Scenario, options: Options, display: Display) -> Outcome:
     """Measure every link of a scenario thoroughly; the rows are in the outcome's table `calibration`."""
     record = Record.create(name=f"{scenario.name}-calibration", scenario=scenario.dump(), out=options.out)
-    with _recording(record), _devices(scenario, options, record, display) as (fleet, _):
+    with recording(record), devices(scenario, options, record, display) as (fleet, _):
         display.phase("calibrating links")
-        rows = _calibrate(fleet, scenario, record, full=True)
+        rows = measure_links(fleet, scenario, record, full=True)
         record.manifest({**describe_machine(), **fleet.facts(), "options": _plain(options)})
     verdicts = tuple(Verdict(bool(row["ok"]), probe.describe(row)) for row in rows)
     record.finish("ok" if all(verdict.met for verdict in verdicts) else "failed")
@@ -141,11 +138,50 @@ def replay(
     return outcome, differences(folder, outcome.folder)
 
 
+def run_program(
+    fleet: Fleet,
+    scenario: Scenario,
+    options: Options,
+    record: Record,
+    display: Display,
+    *,
+    machine: Mapping[str, Any],
+    may_wait: bool = False,
+) -> None:
+    """Run the workload on devices that are shaped and limited, and record it. With `may_wait`, see `Fleet.execute`."""
+    display.phase(f"running {' '.join(scenario.workload.command)}")
+    job = Job(
+        name=scenario.workload.command[0],
+        command=tuple(scenario.workload.command),
+        config=scenario.workload.config,
+        folder=Path.cwd(),
+        timeout_s=options.timeout_s,
+        with_events=True,
+    )
+    try:
+        fleet.execute(job, invoking_user(), may_wait=may_wait)
+    finally:
+        record.manifest({**machine, **fleet.facts(), "options": _plain(options)})
+    _record_links(fleet, scenario, record)
+    for row in trace_rows(scenario, record.tables.get("events", [])):
+        record.row("traces", row)
+
+
+def conclude(scenario: Scenario, record: Record) -> Outcome:
+    """Judge what a run that came to its end has recorded, and close the record."""
+    verdicts = judge(scenario.expect, record.tables.get("summary", []))
+    met = all(verdict.met for verdict in verdicts)
+    record.finish("ok" if met else "failed", expectations=[asdict(verdict) for verdict in verdicts])
+    identity = invoking_user()
+    record.hand_over(identity.uid, identity.gid)
+    return Outcome(record.folder, record.tables, tuple(verdicts))
+
+
 def up(scenario: Scenario, options: Options, display: Display) -> RunState:
     """Make and shape a scenario's devices and leave them standing, for `exec`, until `down`."""
     with tempfile.TemporaryDirectory(prefix="testbed-up-") as scratch:
         record = Record.create(name=scenario.name, scenario=scenario.dump(), out=Path(scratch) / "record")
-        with _devices(scenario, options, record, display, keep=True) as (fleet, state):
+        with devices(scenario, options, record, display, keep=True) as (fleet, state):
             fleet.shape()
             fleet.limit()
             fleet.hold()
@@ -176,7 +212,7 @@ def remove_abandoned() -> list[RunState]:
 
 
 @contextlib.contextmanager
-def _recording(record: Record) -> Iterator[None]:
+def recording(record: Record) -> Iterator[None]:
     """Mark the record failed or interrupted if the block does not end well."""
     try:
         yield
@@ -200,11 +236,11 @@ def _finish(record: Record, status: Status, error: str) -> None:
 
 
 @contextlib.contextmanager
-def _devices(
+def devices(
     scenario: Scenario, options: Options, record: Record, display: Display, *, keep: bool = False
 ) -> Iterator[tuple[Fleet, RunState]]:
     """Make a scenario's devices; remove them at the end, unless `keep` is set and the block ended well."""
-    _check_cpus(scenario, options)
+    check_cpus(scenario, options)
     for left in remove_abandoned():
         display.say(f"removed what run {left.run_id} ({left.name}) left behind")
     state = RunState(
@@ -233,7 +269,7 @@ def _devices(
                 state.forget()
 
 
-def _check_cpus(scenario: Scenario, options: Options) -> None:
+def check_cpus(scenario: Scenario, options: Options) -> None:
     """Refuse devices that together have more CPUs than this machine: they would take them from one another."""
     if options.go_on or options.uncapped or options.runtime == "compose":
         return
@@ -246,7 +282,7 @@ def _check_cpus(scenario: Scenario, options: Options) -> None:
         )
 
 
-def _check_events(scenario: Scenario, options: Options) -> None:
+def check_events(scenario: Scenario, options: Options) -> None:
     """Refuse events that neither the runtime nor an agent can carry out."""
     able = RUNTIMES[options.runtime].acts | SIGNALS.keys()
     faults = [
@@ -275,7 +311,7 @@ def _plain(options: Options) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
 
 
-def _calibrate(fleet: Fleet, scenario: Scenario, record: Record, *, full: bool) -> list[Row]:
+def measure_links(fleet: Fleet, scenario: Scenario, record: Record, *, full: bool) -> list[Row]:
     """Measure every link with the probe: speed without loss, then loss. The links are left shaped for neither."""
     rules = [rules_for(scenario, name, fleet.addresses()) for name in device_names(scenario.devices.count)]
     lossy = any(rule.loss != NO_LOSS for device in rules for rule in device.rules)
@@ -292,7 +328,7 @@ def _probe(fleet: Fleet, plan: probe.Plan) -> None:
     fleet.execute(job, Identity())
 
 
-def _report_calibration(rows: list[Row], display: Display, *, go_on: bool) -> None:
+def report_calibration(rows: list[Row], display: Display, *, go_on: bool) -> None:
     """Say how true the links are. Raises CalibrationError if one is not, unless told to go on."""
     off = [probe.describe(row) for row in rows if not row["ok"]]
     if not off:

@@ -1,6 +1,6 @@
 """The Unix socket by which a program on a device reports and asks.
 
-    program --{"op": "row" | "mark" | "progress" | "barrier", ...}\\n--> agent --> controller
+    program --{"op": "row" | "mark" | "progress" | "barrier" | "again", ...}\\n--> agent --> controller
             <--{"ok": true, ...}\\n--------------------------------------
 
 JSON lines, one reply a request, so that a shell script can take part. Holds no state but the open connections.
@@ -16,13 +16,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from testbed.protocol import BarrierCall, DeviceCall, MarkCall, ProgressCall, RowCall, describe_fault
+from testbed.protocol import AgainCall, BarrierCall, DeviceCall, MarkCall, ProgressCall, RowCall, describe_fault
 
 __all__ = ["DeviceSocket"]
 
 REQUEST_LIMIT_BYTES = 1 << 20
 
-Call = RowCall | MarkCall | ProgressCall | BarrierCall
+Call = RowCall | MarkCall | ProgressCall | BarrierCall | AgainCall
 Handler = Callable[[Call], Awaitable[dict[str, Any]]]
 
 

@@ -26,6 +26,7 @@ from testbed.mailbox import Mailbox
 from testbed.protocol import (
     PING_PERIOD_S,
     SILENCE_LIMIT_S,
+    Again,
     AgentMessage,
     Barrier,
     BarrierOpen,
@@ -43,6 +44,7 @@ from testbed.protocol import (
     LinkCount,
     Log,
     Mark,
+    Next,
     Ping,
     Progress,
     ReadCounters,
@@ -65,6 +67,7 @@ SHAPE_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 10.0
 COLLECT_TIMEOUT_S = 10.0
 SETTLE_S = 2.0
+DISMISS_S = 10.0
 STOP_GRACE_S = 0.5
 POLL_MS = 100
 MASTER_PORT = 29500
@@ -96,10 +99,9 @@ class Fleet:
         self._barriers: dict[str, set[str]] = {}
         self._pinged_at = 0.0
         self._held = False
-        self._mailbox = Mailbox(names, lambda line: record.log("testbed", line))
-        self._events = DeviceEvents(
-            scenario, runtime, self._devices, mailbox=self._mailbox, record=record, on_down=self._leave_barriers
-        )
+        self._may_wait = False
+        self._mailbox = Mailbox(names, lambda line: self._record.log("testbed", line))
+        self._events = self._events_of(scenario, record)
 
     def __enter__(self) -> "Fleet":
         self._mailbox.bind(self._runtime.endpoint())
@@ -111,6 +113,15 @@ class Fleet:
         if not self._held:
             self._broadcast(Bye())
         self._mailbox.close()
+
+    def turn_to(self, scenario: Scenario, record: Record) -> None:
+        """Let what comes be of another scenario with the same devices, and have it recorded there."""
+        self._scenario, self._record = scenario, record
+        self._events = self._events_of(scenario, record)
+
+    def _events_of(self, scenario: Scenario, record: Record) -> DeviceEvents:
+        mailbox, on_down = self._mailbox, self._leave_barriers
+        return DeviceEvents(scenario, self._runtime, self._devices, mailbox=mailbox, record=record, on_down=on_down)
 
     # Devices and links
 
@@ -153,20 +164,58 @@ class Fleet:
 
     # Programs
 
-    def execute(self, job: Job, identity: Identity) -> None:
+    def execute(self, job: Job, identity: Identity, *, may_wait: bool = False) -> None:
         """Run a program on every device to its end.
+
+        With `may_wait`, a program that asks on every device whether to do the same once more is left waiting; the next
+        `execute` then lets it go on, with the job that it has, and `dismiss` ends it. See `Again`.
 
         Raises DeviceError as soon as a device's program fails, naming the device, its exit code and its last lines.
         """
+        self._may_wait = may_wait
+        waits = False
         try:
-            self._start(job, identity)
-            self._wait(
-                lambda: not self._lacking(lambda device: device.exited is not None),
-                job.timeout_s,
-                lambda: f"{job.name} on {self._lacking_text(lambda device: device.exited is not None)} did not end",
-            )
+            if self._waits():
+                self._answer(more=True)
+            else:
+                self._start(job, identity)
+            self._wait_for_all(job, lambda device: device.exited is not None or device.asks)
+            waits = self._waits()
+            if not waits:  # on some device it has ended
+                self._may_wait = False
+                self._answer(more=False)
+                self._wait_for_all(job, lambda device: device.exited is not None)
         finally:
+            if waits:
+                self._record.merge_timelines()
+            else:
+                self._stop_and_collect()
+
+    def dismiss(self) -> None:
+        """Let a program that waits end; how it does is not judged any more."""
+        if self._waits():
+            self._answer(more=False)
+            deadline = time.monotonic() + DISMISS_S
+            while self._lacking(lambda device: device.exited is not None) and time.monotonic() < deadline:
+                self._pump(stopping=True)
             self._stop_and_collect()
+
+    def _waits(self) -> bool:
+        """Whether the program waits on every device to hear whether to do the same once more."""
+        return all(device.asks for device in self._devices.values())
+
+    def _answer(self, *, more: bool) -> None:
+        for name, device in self._devices.items():
+            if device.asks:
+                device.asks = False
+                self._mailbox.send(name, Next(more=more))
+
+    def _wait_for_all(self, job: Job, done: Callable[[KnownDevice], bool]) -> None:
+        self._wait(
+            lambda: not self._lacking(done),
+            job.timeout_s,
+            lambda: f"{job.name} on {self._lacking_text(done)} did not end",
+        )
 
     def counters(self) -> dict[str, dict[str, LinkCount]]:
         """Read the counters of every link whose destination is not down, by destination and source."""
@@ -198,7 +247,7 @@ class Fleet:
         self._barriers.clear()
         place = self._runtime.surroundings(Surroundings(identity, job.folder))
         for name, device in self._devices.items():
-            device.started, device.exited, device.collected = False, None, False
+            device.started, device.asks, device.exited, device.collected = False, False, None, False
             device.start = Start(
                 command=job.command,
                 environment=self._environment(name, device, place.identity),
@@ -310,15 +359,26 @@ class Fleet:
                     self._check_barriers()
             case Collected(left_out=left_out):
                 device.collected = True
-                if left_out:
-                    self._record.log(name, f"[not collected: {', '.join(left_out)}]")
-                    self._display.say(f"{name} left files that were not collected: {', '.join(left_out)}")
+                self._report_left_out(name, left_out)
+            case Again(left_out=left_out):
+                device.asks = True
+                self._report_left_out(name, left_out)
+                if not self._may_wait:
+                    device.asks = False
+                    self._mailbox.send(name, Next(more=False))
+                elif not stopping:
+                    self._check_barriers()
             case Failed(error=error, exit_code=exit_code):
                 raise (UnsupportedError if exit_code == UnsupportedError.exit_code else DeviceError)(
                     f"device {name}: {error}"
                 )
             case Beat():
                 pass
+
+    def _report_left_out(self, name: str, left_out: tuple[str, ...]) -> None:
+        if left_out:
+            self._record.log(name, f"[not collected: {', '.join(left_out)}]")
+            self._display.say(f"{name} left files that were not collected: {', '.join(left_out)}")
 
     def _record_mark(self, name: str, mark: str, links: Mapping[str, LinkCount]) -> None:
         for source, count in links.items():
@@ -340,7 +400,7 @@ class Fleet:
 
     def _check_barriers(self) -> None:
         """Raise DeviceError where a device waits for one that has ended."""
-        ended = [name for name, device in self._devices.items() if device.exited is not None]
+        ended = [name for name, device in self._devices.items() if device.exited is not None or device.asks]
         for barrier, waiting in self._barriers.items():
             if ended and waiting:
                 raise DeviceError(

@@ -26,6 +26,8 @@ class KnownDevice:
     """How its program was to be started."""
     started: bool = False
     user: str = ""
+    asks: bool = False
+    """Its program is done and waits to hear whether to do the same once more."""
     exited: Exited | None = None
     collected: bool = False
     counters: dict[str, LinkCount] | None = None

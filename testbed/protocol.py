@@ -16,6 +16,7 @@ from testbed.links import DeviceRules
 from testbed.schedule import Schedule
 
 __all__ = [
+    "Again",
     "AgentMessage",
     "Barrier",
     "BarrierOpen",
@@ -35,6 +36,7 @@ __all__ = [
     "LinkCount",
     "Log",
     "Mark",
+    "Next",
     "Ping",
     "Progress",
     "ReadCounters",
@@ -57,7 +59,7 @@ FILE_CHUNK_BYTES = 1 << 20
 Integer = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Value = str | bool | Integer | Annotated[float, Field(strict=True, allow_inf_nan=False)] | None
 """A cell of a table: what CSV, JSON and msgpack all can say."""
-OWN_TABLES = ("links", "marks", "events", "traces")
+OWN_TABLES = ("links", "marks", "events", "traces", "results")
 """Tables that testbed writes itself."""
 
 
@@ -193,6 +195,13 @@ class Collected(_Message):
     left_out: tuple[str, ...] = ()
 
 
+class Again(_Message):
+    """The program is done and asks whether to do the same once more; all files that it has left have been sent."""
+
+    kind: Literal["again"] = "again"
+    left_out: tuple[str, ...] = ()
+
+
 class Failed(_Message):
     """The agent could not do what it was told. `exit_code` is 2 where this machine cannot do it at all."""
 
@@ -258,6 +267,13 @@ class ReadCounters(_Message):
     kind: Literal["read_counters"] = "read_counters"
 
 
+class Next(_Message):
+    """Answer to `Again`: whether the program shall do the same once more, over links that may have changed."""
+
+    kind: Literal["next"] = "next"
+    more: bool
+
+
 class Stop(_Message):
     """End the program's whole process group: SIGTERM, then SIGKILL after `grace_s`."""
 
@@ -296,10 +312,11 @@ AgentMessage = (
     | File
     | Exited
     | Collected
+    | Again
     | Failed
     | Beat
 )
-ControllerMessage = Shape | Start | Begin | BarrierOpen | ReadCounters | Stop | Ping | Hold | Bye
+ControllerMessage = Shape | Start | Begin | BarrierOpen | ReadCounters | Next | Stop | Ping | Hold | Bye
 
 
 # Program to agent (JSON lines)
@@ -346,8 +363,18 @@ class BarrierCall(BaseModel):
     name: str
 
 
-DeviceCall: TypeAdapter[RowCall | MarkCall | ProgressCall | BarrierCall] = TypeAdapter(
-    Annotated[RowCall | MarkCall | ProgressCall | BarrierCall, Field(discriminator="op")]
+class AgainCall(BaseModel):
+    """`{"op": "again"}`, once a program is done; the reply says whether to do the same once more (`"again": true`).
+
+    A program that never asks is started anew each time. What it has left under TESTBED_OUT is taken away.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    op: Literal["again"]
+
+
+DeviceCall: TypeAdapter[RowCall | MarkCall | ProgressCall | BarrierCall | AgainCall] = TypeAdapter(
+    Annotated[RowCall | MarkCall | ProgressCall | BarrierCall | AgainCall, Field(discriminator="op")]
 )
 
 _agent_adapter: TypeAdapter[AgentMessage] = TypeAdapter(Annotated[AgentMessage, Field(discriminator="kind")])

@@ -17,7 +17,7 @@ from testbed.errors import InputError
 
 __all__ = ["differences", "finished_run"]
 
-OWN_TABLES = frozenset({"links", "marks", "events", "calibration", "traces"})
+OWN_TABLES = frozenset({"links", "marks", "events", "calibration", "traces", "results"})
 """Written by testbed; of these only `links` says what has to be the same."""
 SHOWN_ROWS = 5
 

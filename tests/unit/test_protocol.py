@@ -47,6 +47,7 @@ FROM_AGENT = [
     protocol.File(path="a/b", data=b"\x00\xff", last=True),
     protocol.Exited(code=-9, last_lines=("a", "b")),
     protocol.Collected(left_out=("c",)),
+    protocol.Again(left_out=("c",)),
     protocol.Failed(error="no", exit_code=2),
     protocol.Beat(),
 ]
@@ -57,6 +58,7 @@ FROM_CONTROLLER = [
     protocol.Start(command=("a", "b"), environment={"A": "1"}, config="{}", folder="/", uid=1, gid=2),
     protocol.BarrierOpen(name="b"),
     protocol.ReadCounters(),
+    protocol.Next(more=True),
     protocol.Stop(grace_s=0.1),
     protocol.Ping(),
     protocol.Hold(),
