@@ -1,12 +1,10 @@
-"""Codebooks from calibration inputs: k-means on every layer's attention input, kept in a cache.
+"""Which codebooks a config needs, and fitting those that are missing: into a cache, from calibration inputs.
 
-    calibration inputs --model, layer by layer--> u of all content tokens --k-means per group--> codewords --> cache
+    config ──► needs ──missing──► calibration inputs ──clustering──► codewords ──► cache
 
 The cache folder's name is a hash of all that the codewords depend on, so a stale codebook cannot be picked up; a folder
-appears in one rename, so a half-written one cannot either. Codebooks are those of the original model: they are not
-trained further here.
-
-Source: ASTRA, arXiv 2505.19342: codebooks start from k-means. Its training after that (moving averages) is not here.
+appears in one rename, so a half-written one cannot either. Codebooks that were trained together with a
+strategy's weights lie beside them, and are never fitted.
 """
 
 import hashlib
@@ -14,21 +12,16 @@ import json
 import math
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.cluster import KMeans, kmeans_plusplus
-from sklearn.exceptions import ConvergenceWarning
-from torch import Tensor
 
-from astra.attention import attend, merge_heads
 from astra.checkpoint import checkpoint_digest
+from astra.clustering import fit_layers
 from astra.codebook import (
     FORMAT_VERSION,
     METADATA_FILE,
@@ -37,11 +30,11 @@ from astra.codebook import (
     load_codebooks,
     save_codebooks,
 )
-from astra.config import AstraConfig, BenchConfig, InputConfig, ModelConfig, Site, model_of
+from astra.config import AstraConfig, BenchConfig, InputConfig, ModelConfig, model_of
 from astra.data import DataConfig, load_examples, load_inputs, to_input
 from astra.disk_cache import cache_root, check_writable
 from astra.errors import ConfigError
-from astra.models import ModelAdapter, load_model
+from astra.models import load_model
 from astra.strategy_config import AnyStrategy
 
 __all__ = [
@@ -52,7 +45,6 @@ __all__ = [
     "cache_folder",
     "codebook_faults",
     "ensure_fitted",
-    "fit_codebooks",
     "fit_missing",
     "needs_of",
     "num_calibration_inputs",
@@ -69,8 +61,6 @@ FIT_VERSION = 1
 
 VECTORS_PER_CODEWORD = 10
 MAX_CALIBRATION_INPUTS = 64
-LLOYD_ITERATIONS = 10
-SEEDING_WIDTH = 32
 CLOZE_DIMENSIONS = 3
 """Of inputs [N, C, T] with a text for each of C candidates."""
 
@@ -153,22 +143,11 @@ def fit_missing(needs: Iterable[Need], progress: Progress) -> Tally:
         inputs = to_input(_calibration_inputs(config, astra, need.given))
         label = f"fit astra {astra.settings}"
         codebooks = []
-        for codebook in _fit_layers(model, inputs, astra, config.seed):
+        for codebook in fit_layers(model, inputs, astra, seed=config.seed):
             codebooks.append(codebook)
             progress(label, len(codebooks), model.shape.num_layers)
         _publish(folder, codebooks, _fingerprint(config, astra, need.given))
     return Tally(fitted, len(untrained) - fitted, len(by_folder) - len(untrained))
-
-
-def fit_codebooks(
-    model: ModelAdapter, inputs: Tensor, num_groups: int, num_codewords: int, seed: int, site: Site = "input"
-) -> list[GroupedCodebook]:
-    """Return one codebook per layer from the content tokens of `inputs` (whole inputs, one after the other).
-
-    Source: k-means with squared distances on what is quantised at `site`; see `_cluster` for its start.
-    """
-    astra = AstraConfig(num_groups=num_groups, num_codewords=num_codewords, site=site)
-    return list(_fit_layers(model, inputs, astra, seed))
 
 
 def cache_folder(model: ModelConfig, astra: AstraConfig, given: Calibration) -> Path:
@@ -186,63 +165,6 @@ def num_calibration_inputs(model: ModelConfig, astra: AstraConfig) -> int:
     """Return how many inputs give ten tokens per codeword: 10 of 1,024 tokens for 1,024 codewords, 64 at most."""
     num_vectors = VECTORS_PER_CODEWORD * astra.num_codewords
     return min(MAX_CALIBRATION_INPUTS, math.ceil(num_vectors / model.num_content_tokens))
-
-
-@torch.inference_mode()
-def _layer_rows(model: ModelAdapter, inputs: Tensor, site: Site) -> Iterator[Tensor]:
-    """Run the model on one input at a time, but all of them layer by layer; yield each layer's content rows at `site`.
-
-    Holds one layer's activations of all inputs: 31 MB for ten images of ViT-Base with 1,024 tokens.
-    """
-    shape = model.shape
-    states = [model.embed(inputs[number : number + 1]) for number in range(len(inputs))]
-    for block in model.blocks:
-        rows = []
-        for number, x_1TD in enumerate(states):
-            u_1TD = block.attention_input(x_1TD)
-            k_1HTd, v_1HTd = block.key_value_unrotated(u_1TD)
-            quantised = u_1TD if site == "input" else torch.cat((merge_heads(k_1HTd), merge_heads(v_1HTd)), dim=-1)
-            rows.append(quantised[0, shape.num_class_tokens :])
-            context_1TD = attend(block.query(u_1TD), block.rotate(k_1HTd), v_1HTd, causal=shape.causal)
-            states[number] = block.finish(x_1TD, context_1TD)
-        yield torch.cat(rows)
-
-
-def _fit_layers(model: ModelAdapter, inputs: Tensor, astra: AstraConfig, seed: int) -> Iterator[GroupedCodebook]:
-    """Yield each layer's codebook as soon as it is fitted."""
-    for rows_RE in _layer_rows(model, inputs, astra.site):
-        groups = [
-            _cluster(np.ascontiguousarray(part_Rd.numpy(force=True)), astra.num_codewords, seed)
-            for part_Rd in torch.split(rows_RE, rows_RE.shape[1] // astra.num_groups, dim=1)
-        ]
-        yield GroupedCodebook(torch.from_numpy(np.stack(groups)))
-
-
-def _cluster(u_Rd: npt.NDArray[np.float32], num_codewords: int, seed: int) -> npt.NDArray[np.float32]:
-    """Return `num_codewords` centres of the rows.
-
-    With no more distinct rows than codewords, the codewords are the distinct rows, repeated in turn until there are
-    enough: quantisation is then exact and the repeats are never chosen.
-
-    The start is k-means++ on a random projection to 32 dimensions, which keeps distances well enough to choose by. For
-    10,240 rows of 768 it takes 1 s and leaves 5.3 % of the variance after ten Lloyd steps; k-means++ on the rows
-    themselves 15 s and 5.2 %, a random start 0 s and 8.1 %, mini-batches 8.2 %.
-    """
-    distinct_Rd = np.unique(u_Rd, axis=0)
-    if len(distinct_Rd) <= num_codewords:
-        return distinct_Rd[np.arange(num_codewords) % len(distinct_Rd)]
-    width = u_Rd.shape[1]
-    projected = distinct_Rd
-    if width > SEEDING_WIDTH:
-        normal = np.random.default_rng(seed).standard_normal((width, SEEDING_WIDTH), dtype=np.float32)
-        projected = distinct_Rd @ normal
-    _, chosen = kmeans_plusplus(projected, num_codewords, random_state=seed)
-    means = KMeans(num_codewords, init=distinct_Rd[chosen], n_init=1, max_iter=LLOYD_ITERATIONS)
-    with warnings.catch_warnings():  # rows equal but for rounding make equal codewords, which do no harm
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        means.fit(u_Rd)
-    centres: npt.NDArray[np.float32] = means.cluster_centers_.astype(np.float32)
-    return centres
 
 
 def _calibration_inputs(model: ModelConfig, astra: AstraConfig, given: Calibration) -> npt.NDArray[Any]:

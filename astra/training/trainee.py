@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from astra.clustering import fit_codebooks
 from astra.codebook import GroupedCodebook
-from astra.fit import fit_codebooks
 from astra.models import ModelAdapter, adapt
 from astra.partition import split
 from astra.training.emulation import Emulated, answer_rows, emulate_astra, emulate_prism, emulate_single, owners_of
@@ -112,5 +112,5 @@ class Trainee:
 
 def fitted_quantisers(adapter: ModelAdapter, inputs: Tensor, method: AstraMethod, seed: int) -> list[LayerQuantiser]:
     """Start a quantiser for every layer by k-means on the model's own activations of `inputs`."""
-    codebooks = fit_codebooks(adapter, inputs, method.num_groups, method.num_codewords, seed, method.site)
+    codebooks = fit_codebooks(adapter, inputs, method.num_groups, method.num_codewords, seed=seed, site=method.site)
     return [LayerQuantiser.from_codebook(codebook, method) for codebook in codebooks]

@@ -13,9 +13,9 @@ from strategy_worlds import FAMILIES, SPLITS, inputs_for, lively, relative_error
 from torch import Tensor
 
 from astra.attention import merge_heads
+from astra.clustering import fit_codebooks
 from astra.codebook import GroupedCodebook, save_codebooks
 from astra.config import AstraConfig
-from astra.fit import fit_codebooks
 from astra.models import Block, ModelAdapter, adapt
 from astra.partition import split
 from astra.strategy_config import PrismConfig, Site, WireName
@@ -55,7 +55,7 @@ def books(model: ModelAdapter) -> Books:
 
     @cache
     def fitted(site: Site) -> list[GroupedCodebook]:
-        return fit_codebooks(model, inputs_for(model, BATCH), GROUPS, CODEWORDS, 0, site)
+        return fit_codebooks(model, inputs_for(model, BATCH), GROUPS, CODEWORDS, seed=0, site=site)
 
     return fitted
 
@@ -317,7 +317,7 @@ def test_averaging_class_tokens_reduces_their_error(family: str) -> None:
     """Each copy sees other tokens coarsely; over sixteen inputs their mean is nearer to the truth than any of them."""
     model = lively(family)
     inputs, owners_T = inputs_for(model, 16), owners_of(ranges_of(model, [1.0] * 4))
-    quantise = quantise_by(fit_codebooks(model, inputs, GROUPS, CODEWORDS, 0))
+    quantise = quantise_by(fit_codebooks(model, inputs, GROUPS, CODEWORDS, seed=0))
     exact_BD = emulate_single(model, inputs).class_BND[:, 0]
     copies_BND = emulate_astra(model, inputs, owners_T, 4, quantise=quantise).class_BND
     alone = emulate_astra(model, inputs, owners_T, 4, quantise=quantise, class_tokens="single").class_BND[:, 0]

@@ -11,9 +11,9 @@ import torch
 from strategy_worlds import EXACT, FAMILIES, SPLITS, check_predicted, inputs_for, lively, relative_error, serve
 from torch import Tensor
 
+from astra.clustering import fit_codebooks
 from astra.codebook import CodebookSpec, KeyValueTable, load_codebooks, save_codebooks
 from astra.config import AstraConfig, SequenceConfig, SingleConfig
-from astra.fit import fit_codebooks
 from astra.models import ModelAdapter
 from astra.strategies import STRATEGIES, predict_messages
 from astra.strategy_config import Site
@@ -35,7 +35,7 @@ def codebooks(model: ModelAdapter, tmp_path_factory: pytest.TempPathFactory) -> 
     @cache
     def fitted(num_groups: int, num_codewords: int, site: Site) -> Path:
         folder = tmp_path_factory.mktemp("codebooks")
-        save_codebooks(folder, fit_codebooks(model, inputs_for(model), num_groups, num_codewords, 0, site))
+        save_codebooks(folder, fit_codebooks(model, inputs_for(model), num_groups, num_codewords, seed=0, site=site))
         return folder
 
     return fitted
@@ -188,7 +188,7 @@ def test_no_token_sees_a_later_one(
     poisoned token, hidden keys lie in the same matrix product, where 0 · NaN is NaN; it gets a number of 1e9 instead.
     """
     model = lively(family)
-    save_codebooks(tmp_path, fit_codebooks(model, inputs_for(model), 1, 32, 0))
+    save_codebooks(tmp_path, fit_codebooks(model, inputs_for(model), 1, 32, seed=0))
     ranges = STRATEGIES[config.name].partition(model.shape, UNEVEN)
     clean = rows_after_layers(model, config, tmp_path, monkeypatch)
     embed = model.embed_content

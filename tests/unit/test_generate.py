@@ -10,9 +10,9 @@ from generation_worlds import NEW_TOKENS, continue_texts
 from strategy_worlds import inputs_for, lively
 from torch import Tensor
 
+from astra.clustering import fit_codebooks
 from astra.codebook import save_codebooks
 from astra.config import AstraConfig, PrismConfig, SequenceConfig, SingleConfig
-from astra.fit import fit_codebooks
 from astra.generator import plan_decode
 from astra.models import ModelAdapter
 from astra.sampling import Sampler
@@ -96,7 +96,7 @@ def test_astra_with_lossless_codebooks_makes_the_tokens_of_single(
 ) -> None:
     """With a codeword for every row that occurs, quantisation changes nothing."""
     config = AstraConfig(num_groups=1, num_codewords=64, site=site)
-    codebooks = fit_codebooks(model, torch.cat(prompts), 1, config.num_codewords, 0, site)
+    codebooks = fit_codebooks(model, torch.cat(prompts), 1, config.num_codewords, seed=0, site=site)
     save_codebooks(tmp_path / "codebooks", codebooks)
     tokens, before, after = continue_texts(model, config, weights, prompts, codebooks=tmp_path / "codebooks")
     assert tokens == alone
@@ -120,7 +120,7 @@ def test_decode_on_the_last_rank_equals_a_prefill_of_the_longer_text(
 ) -> None:
     """The last slice grows by a token; what it sees of the others, lossy here, stays the same."""
     if config.name == "astra":
-        save_codebooks(tmp_path / "codebooks", fit_codebooks(model, prompts[0], 1, config.num_codewords, 0))
+        save_codebooks(tmp_path / "codebooks", fit_codebooks(model, prompts[0], 1, config.num_codewords, seed=0))
     [tokens], *_ = continue_texts(model, config, [10.0, 15.0], prompts[:1], codebooks=tmp_path / "codebooks")
     longer: Any = type(model)
     for number in range(1, NEW_TOKENS):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from strategy_worlds import EXACT, FAMILIES, inputs_for, lively, relative_error, serve
 
+from astra.clustering import fit_codebooks
 from astra.codebook import save_codebooks
-from astra.fit import fit_codebooks
 from astra.models import ModelAdapter
 from astra.models.block import run_blocks
 from astra.strategy_config import (

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from astra.clustering import fit_codebooks
 from astra.codebook import CodebookSpec, load_codebooks, save_codebooks
 from astra.collectives import Collectives
 from astra.config import AstraConfig, ModelConfig, SequenceConfig, SingleConfig, StrategyConfig, WireName
 from astra.errors import ConfigError
-from astra.fit import fit_codebooks
 from astra.models import planned_shape
 from astra.models.vit import ViTAdapter, build_vit
 from astra.strategies import STRATEGIES, RankContext, Request, predict_bytes, predict_messages

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from worker_worlds import served
 
 from astra.cli import app
+from astra.clustering import fit_codebooks
 from astra.codebook import save_codebooks
 from astra.config import BenchConfig, ModelConfig
 from astra.config_file import parse_config
@@ -20,7 +21,6 @@ from astra.errors import ConfigError
 from astra.evaluation import run
 from astra.evaluation.config import parse_evaluation
 from astra.evaluation.results import rows_of
-from astra.fit import fit_codebooks
 from astra.models import build_model, load_model, save_checkpoint
 
 torch.set_num_threads(1)  # ranks are threads already
