@@ -152,7 +152,7 @@ class Rank:
         self._collectives = world.collectives
         self._reporter = reporter
         self._rank = world.collectives.rank
-        self._timeline = Timeline(self._rank)
+        self._timeline = Timeline(self._rank, world.codes.messages)
         self._next_request = 0
 
     def write_trace(self, folder: Path) -> None:
@@ -192,6 +192,7 @@ class Rank:
         if self._rank == 0:
             self._collectives.gather(ready, b"")
         self._settle()
+        self._timeline.mark(name)
         links = self._reporter.mark(name)
         if self._rank != 0:
             self._collectives.gather(ready, b"")

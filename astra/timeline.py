@@ -8,12 +8,22 @@ Spans do not nest, so the sum of a request's spans is at most its duration and w
 time. Clocks are `time.perf_counter_ns`: on Linux one clock for all processes of a machine, so ranks of one
 machine line up in a trace; ranks of several machines do not, but each one's durations hold.
 
-The trace is Chrome's JSON, which Perfetto (ui.perfetto.dev) opens: a track for each rank.
+The trace is Chrome's JSON, which Perfetto (ui.perfetto.dev) opens. A rank is a track of slices in slices, and a message
+that left and came inside spans is an arrow from one track to another:
+
+    rank 0   request 3 [ embed | layer 0 [ encode | send | wait | attention | rest ] | layer 1 [ … ] … ]
+                                                    └──codes──┐
+    rank 1   request 3 [ embed | layer 0 [ encode | send | wait | attention | rest ] | layer 1 [ … ] … ]
+
+Datagrams have no arrows: nobody can say which of two copies was the one that counted.
 """
 
+import bisect
+import itertools
 import json
 import time
-from collections.abc import Iterable
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -21,8 +31,9 @@ from typing import Any, NamedTuple, Self
 import msgpack
 
 from astra.errors import WireError
+from astra.transport.listening import Message
 
-__all__ = ["NO_LAYER", "Span", "Timeline"]
+__all__ = ["NO_LAYER", "Mark", "Span", "Timeline"]
 
 NO_LAYER = -1
 """The layer of a span that belongs to none, such as embedding."""
@@ -42,11 +53,21 @@ class Span(NamedTuple):
     end_ns: int
 
 
+class Mark(NamedTuple):
+    """A moment with a name, such as the begin of a strategy's measured requests."""
+
+    name: str
+    at_ns: int
+
+
 class Timeline:
     """The spans of one rank; its own context manager, so that a span allocates nothing but its record."""
 
-    def __init__(self, rank: int):
+    def __init__(self, rank: int, messages: Sequence[Message] = ()):
         self.rank = rank
+        self.messages = messages
+        """What the rank has sent and received; may grow."""
+        self.marks: list[Mark] = []
         self._request = 0
         self._records: list[tuple[int, str, int, int, int]] = []
         self._name = ""
@@ -57,6 +78,10 @@ class Timeline:
         """Count the spans that follow to this request."""
         assert not self._begin_ns, f"request {request} begins inside the span {self._name!r}"
         self._request = request
+
+    def mark(self, name: str) -> None:
+        """Note that something begins or ends now."""
+        self.marks.append(Mark(name, time.perf_counter_ns()))
 
     def span(self, name: str, layer: int = NO_LAYER) -> Self:
         """Measure a `with` block; spans must not nest."""
@@ -89,8 +114,8 @@ class Timeline:
         return {name: duration / _NS_PER_S for name, duration in total_ns.items()}
 
     def to_bytes(self) -> bytes:
-        """Pack the spans, to be sent to the rank that writes the trace of all."""
-        packed: bytes = msgpack.packb([self.rank, self._records])
+        """Pack everything, to be sent to the rank that writes the trace of all."""
+        packed: bytes = msgpack.packb([self.rank, self._records, self.messages, self.marks])
         return packed
 
     @classmethod
@@ -101,21 +126,24 @@ class Timeline:
             WireError: the bytes are something else.
         """
         try:
-            rank, records = msgpack.unpackb(buffer)
+            rank, records, noted, marks = msgpack.unpackb(buffer)
             spans = [Span(*record) for record in records]
+            timeline = cls(rank, [Message(*message) for message in noted])
+            timeline.marks.extend(Mark(*mark) for mark in marks)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise WireError(f"timeline: bytes must be a packed timeline, got {error}; send to_bytes()") from error
-        timeline = cls(rank)
         timeline._records.extend(spans)
         return timeline
 
     def write_chrome_trace(self, path: Path, others: Iterable["Timeline"] = ()) -> None:
-        """Write the spans of this rank, and of other ranks if given, as one trace."""
+        """Write this rank, and others if given, as one trace."""
         timelines = sorted((self, *others), key=lambda timeline: timeline.rank)
         events = [_metadata("process_name", 0, "astra")]
         for timeline in timelines:
             events.append(_metadata("thread_name", timeline.rank, f"rank {timeline.rank}"))
-            events.extend(_event(timeline.rank, span) for span in timeline.spans)
+            events.extend(_slices(timeline.rank, timeline.spans))
+            events.extend(_instant(timeline.rank, mark) for mark in timeline.marks)
+        events.extend(_arrows(timelines))
         path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
 
 
@@ -123,14 +151,57 @@ def _metadata(kind: str, rank: int, name: str) -> dict[str, Any]:
     return {"ph": "M", "name": kind, "pid": _PID, "tid": rank, "args": {"name": name}}
 
 
-def _event(rank: int, span: Span) -> dict[str, Any]:
+def _slices(rank: int, spans: Sequence[Span]) -> Iterator[dict[str, Any]]:
+    """Yield a slice for each stretch of spans of one request, in it one for each layer, in it those of the spans."""
+    for request, of_request in itertools.groupby(spans, key=lambda span: span.request):
+        stretch = list(of_request)
+        yield _slice(rank, "requests", f"request {request}", (stretch[0], stretch[-1]), {"request": request})
+        for layer, of_layer in itertools.groupby(stretch, key=lambda span: span.layer):
+            parts, about = list(of_layer), {"request": request, "layer": layer}
+            if layer != NO_LAYER:
+                yield _slice(rank, "layers", f"layer {layer}", (parts[0], parts[-1]), about)
+            for span in parts:
+                yield _slice(rank, "spans", span.name, (span, span), about)
+
+
+def _slice(rank: int, category: str, name: str, ends: tuple[Span, Span], about: dict[str, int]) -> dict[str, Any]:
+    begin_ns, end_ns = ends[0].begin_ns, ends[1].end_ns
     return {
-        "ph": "X",
-        "name": span.name,
-        "cat": f"layer {span.layer}" if span.layer != NO_LAYER else "request",
-        "pid": _PID,
-        "tid": rank,
-        "ts": span.begin_ns / _NS_PER_US,
-        "dur": (span.end_ns - span.begin_ns) / _NS_PER_US,
-        "args": {"request": span.request, "layer": span.layer},
+        **_event("X", rank, name, begin_ns),
+        "cat": category,
+        "dur": (end_ns - begin_ns) / _NS_PER_US,
+        "args": about,
     }
+
+
+def _instant(rank: int, mark: Mark) -> dict[str, Any]:
+    return {**_event("i", rank, mark.name, mark.at_ns), "cat": "marks", "s": "t"}
+
+
+def _arrows(timelines: Sequence[Timeline]) -> Iterator[dict[str, Any]]:
+    """Yield both ends of every message of which both are known and lie inside spans, as viewers want it."""
+    spans = {timeline.rank: timeline.spans for timeline in timelines}
+    sent: dict[tuple[Any, ...], deque[Message]] = defaultdict(deque)
+    for timeline in timelines:
+        for message in timeline.messages:
+            if not message.received:
+                sent[*message[:3], timeline.rank, message.peer].append(message)
+    number = itertools.count(1)
+    for timeline in timelines:
+        for came in (message for message in timeline.messages if message.received):
+            waiting = sent[*came[:3], came.peer, timeline.rank]
+            left = waiting.popleft() if waiting else None
+            if left and _inside(spans[came.peer], left.at_ns) and _inside(spans[timeline.rank], came.at_ns):
+                arrow = {"cat": "messages", "id": next(number)}
+                yield {**_event("s", came.peer, came.phase, left.at_ns), **arrow}
+                yield {**_event("f", timeline.rank, came.phase, came.at_ns), **arrow, "bp": "e"}
+
+
+def _inside(spans: Sequence[Span], at_ns: int) -> bool:
+    """Whether a span covers a moment; spans are in order and do not overlap."""
+    place = bisect.bisect_right(spans, at_ns, key=lambda span: span.begin_ns)
+    return place > 0 and at_ns <= spans[place - 1].end_ns
+
+
+def _event(kind: str, rank: int, name: str, at_ns: int) -> dict[str, Any]:
+    return {"ph": kind, "name": name, "pid": _PID, "tid": rank, "ts": at_ns / _NS_PER_US}
