@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +47,12 @@ MOMENTUM = (0.9, 0.999)
 Report = Callable[[int, int, float, Judgement | None], None]
 """Called with steps done, steps in all, the last loss, and the last look at the validation set."""
 
+Precision = Literal["fp32", "bf16"]
+
 
 @dataclass(frozen=True)
 class Settings:
-    """What does not change the result."""
+    """Where and how a recipe is followed; the result is the same but for rounding."""
 
     torch_device: str = "cpu"
     resume: bool = False
@@ -58,6 +60,8 @@ class Settings:
     """Seconds between two states that a killed training goes on from."""
     test: bool = False
     """Judge the kept weights on the test set too, once."""
+    precision: Precision | None = None
+    """Of products and what comes between them; weights are fp32. None for bf16 on CUDA and fp32 on CPUs."""
 
 
 def finetune(recipe: Recipe, out: Path, settings: Settings, report: Callable[[str], Report]) -> dict[str, Summary]:
@@ -291,8 +295,9 @@ class _Training:
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
-        """Compute in bf16 on CUDA; on CPUs that gained nothing (4 % of a step of ViT mini)."""
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+        """Compute in the precision that was asked for; without one, in bf16 on CUDA."""
+        precision = self._settings.precision or ("bf16" if self._device.type == "cuda" else "fp32")
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=precision == "bf16"):
             yield
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from astra.codebook import CodebookSpec, load_codebooks
 from astra.config import ModelConfig
@@ -50,6 +51,25 @@ def test_training_leaves_a_checkpoint_that_loads(tmp_path: Path) -> None:
         path.name for path in (tmp_path / "out").iterdir()
     }
     assert not (tmp_path / "out" / STATE_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "method", [None, {"name": "astra", "num_groups": 2, "num_codewords": 16}, {"name": "prism", "num_segments": 1}]
+)
+def test_bf16_learns_what_fp32_learns_and_keeps_fp32_weights(tmp_path: Path, method: Any) -> None:
+    losses: dict[str | None, list[float]] = {}
+    for precision in ("fp32", "bf16"):
+        seen = losses.setdefault(precision, [])
+        train(
+            recipe(method),
+            tmp_path / precision,
+            Settings(precision=precision),
+            lambda done, total, loss, look, seen=seen: seen.append(loss),
+        )
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    stored = load_file(tmp_path / "bf16" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
 
 
 def test_astra_leaves_codebooks_and_a_control(tmp_path: Path) -> None:
