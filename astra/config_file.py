@@ -7,25 +7,22 @@ name and with a checkpoint's own `config.json`. Loads no weights, no images and 
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from astra import faults
 from astra.config import AccuracyConfig, BenchConfig, GenerationConfig, InputConfig, ModelConfig, StrategyConfig
-from astra.data_config import DataConfig, LanguageName
+from astra.data_config import LanguageName
 from astra.errors import ConfigError
 from astra.generation_faults import generation_faults, unsuited_strategies
 from astra.model_faults import model_faults
 from astra.strategy_config import AnyStrategy
 from astra.strategy_faults import Strategies, located, strategy_faults
-from astra.transport_config import DatagramConfig, ReliableConfig
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "SECTIONS",
     "TEXT_SUFFIXES",
     "Command",
     "folder_faults",
@@ -34,23 +31,12 @@ __all__ = [
     "parse_config",
     "text_faults",
     "text_files",
-    "without_tags",
 ]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 TEXT_SUFFIXES = (".md", ".rst", ".txt")
 MIN_FILES = 2
 """In a folder of inputs: one to calibrate on and another to ask about."""
-
-SECTIONS: Mapping[str | int, type[BaseModel]] = {
-    "model": ModelConfig,
-    "input": InputConfig,
-    "generation": GenerationConfig,
-    "accuracy": AccuracyConfig,
-    "data": DataConfig,
-    **{kind.model_fields["name"].default: kind for kind in (*get_args(AnyStrategy), ReliableConfig, DatagramConfig)},
-}
-
 
 Command = Literal["bench", "generate", "fit"]
 """What the file is read for: `generation` is for `generate` alone, and `fit` takes the files of both."""
@@ -75,7 +61,7 @@ def parse_config(text: str, *, where: str, command: Command = "fit") -> BenchCon
     try:
         config = BenchConfig.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        found = faults.render(where, error, known_keys=_known_keys, plain=without_tags)
+        found = faults.render(where, error, BenchConfig)
     if isinstance(raw, dict):
         found += _cross_faults(where, raw, command) + _generation_faults(where, raw, command)
     if found or config is None:
@@ -90,24 +76,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if keys.count(key) > 1:
             raise ValueError(f"the key {key!r} twice in one object")
     return dict(pairs)
-
-
-def _known_keys(location: faults.Path) -> list[str]:
-    section = SECTIONS[location[-1]] if location else BenchConfig
-    return list(section.model_fields)
-
-
-def without_tags(location: faults.Path) -> faults.Path:
-    """Drop the union tags that pydantic puts behind `strategies[i]`, and there behind `transport`."""
-    plain: list[str | int] = []
-    for number, part in enumerate(location):
-        before = location[max(number - 2, 0) : number]
-        tag = isinstance(part, str) and (
-            (before[:1] == ("strategies",) and isinstance(before[-1], int)) or before[-1:] == ("transport",)
-        )
-        if not tag:
-            plain.append(part)
-    return tuple(plain)
 
 
 _Checked = TypeVar("_Checked")

@@ -5,7 +5,7 @@ from typing import Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from astra import faults
-from astra.strategy_config import Section
+from astra.section import Section
 
 __all__ = ["BUILT_IN", "ClozeName", "DataConfig", "DataName", "GlueName", "ImageName", "LanguageName"]
 

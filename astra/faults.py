@@ -6,15 +6,15 @@ Knows pydantic's error types, and nothing of any particular config.
 """
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-__all__ = ["Path", "dotted", "fault", "render", "rule_error", "suggestion"]
+from astra.locations import Path, known_keys, without_tags
 
-Path = tuple[str | int, ...]
+__all__ = ["Path", "dotted", "fault", "render", "rule_error", "suggestion"]
 
 _SHOWN_CHARACTERS = 80
 
@@ -52,37 +52,25 @@ def suggestion(value: object, known: Sequence[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
-def render(
-    where: str,
-    error: ValidationError,
-    *,
-    known_keys: Callable[[Path], Sequence[str]],
-    plain: Callable[[Path], Path],
-) -> list[str]:
-    """Say every fault of `error`.
+def render(where: str, error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """Say every fault of `error` in a file that was read as a `root`.
 
-    `known_keys` lists the keys allowed at a location; `plain` removes what pydantic adds to a location and
-    the file does not have (the tags of unions). A list whose entries are all faulty is not called too short.
+    A list whose entries are all faulty is not called too short.
     """
     return [
-        _render_one(where, details, known_keys, plain)
+        _render_one(where, details, root)
         for details in error.errors(include_url=False)
         if not (details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"])
     ]
 
 
-def _render_one(
-    where: str,
-    details: ErrorDetails,
-    known_keys: Callable[[Path], Sequence[str]],
-    plain: Callable[[Path], Path],
-) -> str:
+def _render_one(where: str, details: ErrorDetails, root: type[BaseModel]) -> str:
     location, value, kind = tuple(details["loc"]), details["input"], details["type"]
-    path, context = plain(location), details.get("ctx", {})
+    path, context = without_tags(root, location), details.get("ctx", {})
     if kind == "missing":
         return f"{where}: {dotted(path)} must be given, got nothing; add the key {location[-1]!r}"
     if kind == "extra_forbidden":
-        advice = suggestion(location[-1], known_keys(location[:-1]))
+        advice = suggestion(location[-1], known_keys(root, location[:-1]))
         return fault(where, path[:-1], "a mapping without unknown keys", location[-1], advice)
     if kind == "union_tag_not_found":
         return f"{where}: {dotted((*path, 'name'))} must be given, got nothing; add the key 'name'"

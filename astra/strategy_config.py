@@ -19,7 +19,7 @@ __all__ = [
     "NumCodewords",
     "PipelineConfig",
     "PrismConfig",
-    "Section",
+    "QuantisedSection",
     "SequenceConfig",
     "SingleConfig",
     "Site",
@@ -166,21 +166,26 @@ NumCodewords = Annotated[int, BeforeValidator(_power_of_two)]
 """Codewords of one group."""
 
 
-class AstraConfig(StrategySection):
-    """Each rank keeps its slice of tokens and sends vector-quantised codes of the attention input."""
+class QuantisedSection(Section):
+    """What fixes the shape of a layer's codebooks."""
 
-    name: Literal["astra"] = "astra"
     num_groups: int = Field(default=1, ge=1)
     """Sub-vectors per token, each with a codebook of its own; divides the width of what is quantised."""
     num_codewords: NumCodewords = DEFAULT_NUM_CODEWORDS
     site: Site = "input"
     """What is quantised: the attention input, or keys (before positions) and values side by side."""
-    transport: TransportConfig = ReliableConfig()
-    """How codes travel; class tokens and the answer are always sent reliably."""
 
     def quantised_width(self, width: int, kv_width: int) -> int:
         """Return how many numbers of a token are quantised, from the model's width and that of its keys."""
         return width if self.site == "input" else 2 * kv_width
+
+
+class AstraConfig(QuantisedSection, StrategySection):
+    """Each rank keeps its slice of tokens and sends vector-quantised codes of the attention input."""
+
+    name: Literal["astra"] = "astra"
+    transport: TransportConfig = ReliableConfig()
+    """How codes travel; class tokens and the answer are always sent reliably."""
 
     @property
     def own_settings(self) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from astra import faults
 from astra.config import AstraConfig, ModelConfig, SingleConfig, model_of
 from astra.model_faults import missing_files, model_faults, size_faults
-from astra.strategy_config import AnyStrategy
+from astra.strategy_config import AnyStrategy, QuantisedSection
 
-__all__ = ["Strategies", "located", "strategy_faults"]
+__all__ = ["Strategies", "group_faults", "located", "strategy_faults"]
 
 Strategies = Sequence[AnyStrategy | None]
 """Entries of a list; None for those that have faults of their own."""
@@ -35,7 +35,8 @@ def strategy_faults(where: str, strategies: Strategies, model: ModelConfig | Non
             advice = "the others are compared with its answers and its latency"
             found.append(faults.fault(where, path, "another strategy: single comes first", shown, advice))
         if model is not None:
-            found += _width_faults(where, path, strategy, model) + _weight_faults(where, path, strategy, model)
+            found += group_faults(where, path, strategy, model) if isinstance(strategy, AstraConfig) else []
+            found += _weight_faults(where, path, strategy, model)
     return found
 
 
@@ -45,18 +46,16 @@ def located(where: str, found: Sequence[str], old: faults.Path, new: faults.Path
     return [text.replace(old_text, new_text, 1) if text.startswith(old_text) else text for text in found]
 
 
-def _width_faults(where: str, path: faults.Path, strategy: AnyStrategy, model: ModelConfig) -> list[str]:
-    """Say where groups do not divide what they quantise."""
-    if not isinstance(strategy, AstraConfig):
+def group_faults(where: str, path: faults.Path, given: QuantisedSection, model: ModelConfig) -> list[str]:
+    """Say where the groups of the section at `path` do not divide what they quantise."""
+    width = given.quantised_width(model.preset.width, model.preset.kv_width)
+    if width % given.num_groups == 0:
         return []
-    width = strategy.quantised_width(model.preset.width, model.preset.kv_width)
-    if width % strategy.num_groups == 0:
-        return []
-    quantised = "the model's width" if strategy.site == "input" else "the width of keys and values,"
+    quantised = "the model's width" if given.site == "input" else "the width of keys and values,"
     divisors = [candidate for candidate in range(1, width + 1) if width % candidate == 0]
-    nearest = min(divisors, key=lambda n: abs(n - strategy.num_groups))
+    nearest = min(divisors, key=lambda n: abs(n - given.num_groups))
     rule = f"a divisor of {quantised} {width}"
-    return [faults.fault(where, (*path, "num_groups"), rule, strategy.num_groups, f"the nearest is {nearest}")]
+    return [faults.fault(where, (*path, "num_groups"), rule, given.num_groups, f"the nearest is {nearest}")]
 
 
 def _weight_faults(where: str, path: faults.Path, strategy: AnyStrategy, model: ModelConfig) -> list[str]:

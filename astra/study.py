@@ -37,8 +37,9 @@ from astra.evaluation.metrics import PERPLEXITY
 from astra.evaluation.results import rows_of, table_of, write_results
 from astra.evaluation.run import Progress, evaluate_here
 from astra.section import Section
+from astra.strategy_faults import group_faults, located
 from astra.training.loop import Report, Settings, digest_of, train
-from astra.training.recipe import Method, Recipe, TrainConfig
+from astra.training.recipe import AstraMethod, Method, Recipe, TrainConfig, recipe_faults, replace_places
 from astra.training.state import STATE_FILE
 from astra.training.summary import Summary, read_summary
 from astra.yaml_file import read_yaml
@@ -87,23 +88,35 @@ class Study(Section):
         return self
 
 
-def load_study(path: Path, *, data: str | None = None) -> Study:
-    """Read and check a study; `data` replaces the folder of its data set.
+def load_study(path: Path, *, data: str | None = None, start: str | None = None) -> Study:
+    """Read and check a study; `data` and `start` replace data.folder and model.checkpoint of its original.
 
     Raises:
         ConfigError: With every fault found.
     """
     tree = read_yaml(path)
-    original = tree.get("original")
-    if data is not None and isinstance(original, dict) and isinstance(original.get("data"), dict):
-        original["data"]["folder"] = data
+    if isinstance(tree.get("original"), dict):
+        replace_places(tree["original"], data, start)
     try:
-        return Study.model_validate_json(json.dumps(tree, default=str))
+        study = Study.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        known = list(Study.model_fields)
-        raise ConfigError(
-            faults.render(path.name, error, known_keys=lambda _: known, plain=lambda location: location)
-        ) from error
+        raise ConfigError(faults.render(path.name, error, Study)) from error
+    if found := _study_faults(path.name, study):
+        raise ConfigError(found)
+    return study
+
+
+def _study_faults(where: str, study: Study) -> list[str]:
+    """List what would only come out when the turn of a training comes."""
+    model = study.original.model
+    if found := recipe_faults(where, study.original):
+        for section in ("model", "method"):
+            found = located(where, found, (section,), (ORIGINAL, section))
+        return found
+    methods = {name: method for name, method in study.methods.items() if isinstance(method, AstraMethod)}
+    return [
+        fault for name, method in methods.items() for fault in group_faults(where, ("methods", name), method, model)
+    ]
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def study(
         from astra.training import display
         from astra.training.loop import Settings
 
-        wanted = load_study(file, data=data)
+        wanted = load_study(file, data=data, start=None if start is None else str(start))
         with display.progress(say) as reporter:
             trained = train_all(wanted, out, Settings(torch_device, precision=precision), start, reporter)
         with progress_shown() as show:

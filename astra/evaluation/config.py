@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from astra import faults
 from astra.config import ModelConfig, StrategyConfig, named_or_weights
-from astra.config_file import SECTIONS, without_tags
 from astra.data_config import DataConfig
 from astra.errors import ConfigError
 from astra.model_faults import model_faults, planning_faults
@@ -100,7 +99,7 @@ def parse_evaluation(tree: dict[str, Any], *, where: str) -> EvaluationConfig:
     try:
         config = _CONFIG.validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        raise ConfigError(faults.render(where, error, known_keys=_known_keys, plain=without_tags)) from error
+        raise ConfigError(faults.render(where, error, EvaluationConfig)) from error
     found = dict[str, None]()  # in order, each once: most are the same for all seeds
     for seed in config.seeds:
         seeded = config.for_seed(seed)
@@ -125,8 +124,3 @@ def _filled(section: _Named, seed: int) -> _Named:
     if section.checkpoint is None:
         return section
     return section.model_copy(update={"checkpoint": section.checkpoint.replace(SEED, str(seed))})
-
-
-def _known_keys(location: faults.Path) -> list[str]:
-    section: type[BaseModel] = SECTIONS[location[-1]] if location else EvaluationConfig
-    return list(section.model_fields)

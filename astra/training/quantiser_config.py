@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from astra.strategy_config import DEFAULT_NUM_CODEWORDS, NumCodewords, Section, Site
+from astra.strategy_config import QuantisedSection
 
 __all__ = ["ClassTokens", "Covariance", "QuantiserConfig"]
 
@@ -15,18 +15,13 @@ ClassTokens = Literal["distributed", "single"]
 """One copy of the class token per device, averaged at the end; or one token of device 0, quantised for the others."""
 
 
-class QuantiserConfig(Section):
+class QuantiserConfig(QuantisedSection):
     """Grouped codebooks, one set per layer, that follow a model while it is trained.
 
     Source: ASTRA, arXiv 2505.19342, for β, λ and the two kinds of covariance; van den Oord et al., arXiv 1711.00937,
     appendix A.1, for moving averages.
     """
 
-    num_groups: int = Field(default=1, ge=1)
-    """Sub-vectors per token, each with a codebook of its own; divides the width of what is quantised."""
-    num_codewords: NumCodewords = DEFAULT_NUM_CODEWORDS
-    site: Site = "input"
-    """What is quantised: the attention input, or keys (before positions) and values side by side."""
     beta: float = Field(default=5e-4, gt=0)
     """Weight of the commitment loss; the paper uses 1e-4, 2e-4 and 5e-4."""
     noise: float = Field(default=1.0, ge=0)

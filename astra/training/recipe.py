@@ -13,14 +13,16 @@ Checks fields against one another; reads no data and no weights.
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from astra import faults
 from astra.config import ModelConfig
 from astra.data_config import DataConfig
 from astra.errors import ConfigError
 from astra.model_faults import model_faults, planning_faults
-from astra.strategy_config import PrismConfig, Section
+from astra.section import Section, named
+from astra.strategy_config import PrismConfig
+from astra.strategy_faults import group_faults
 from astra.training.quantiser_config import QuantiserConfig
 from astra.yaml_file import read_yaml
 
@@ -33,6 +35,8 @@ __all__ = [
     "TrainConfig",
     "load_recipe",
     "parse_recipe",
+    "recipe_faults",
+    "replace_places",
 ]
 
 
@@ -88,17 +92,13 @@ class PrismMethod(PrismConfig):
 Method = Annotated[AstraMethod | PrismMethod, Field(discriminator="name")]
 
 
-def _as_named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 class Recipe(Section):
     """One training, and with a method the control that goes with it."""
 
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
-    method: Annotated[Method | None, BeforeValidator(_as_named)] = None
+    method: Annotated[Method | None, BeforeValidator(named)] = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -112,16 +112,6 @@ class Recipe(Section):
         return self.model_copy(update={"method": None})
 
 
-_SECTIONS: dict[str | int, type[BaseModel]] = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "train": TrainConfig,
-    "augment": AugmentConfig,
-    "astra": AstraMethod,
-    "prism": PrismMethod,
-}
-
-
 def load_recipe(path: Path, *, data: str | None = None, start: str | None = None) -> Recipe:
     """Read and check a recipe; `data` replaces its data.folder and `start` its model.checkpoint.
 
@@ -129,10 +119,15 @@ def load_recipe(path: Path, *, data: str | None = None, start: str | None = None
         ConfigError: With every fault found.
     """
     tree = read_yaml(path)
+    replace_places(tree, data, start)
+    return parse_recipe(tree, where=path.name)
+
+
+def replace_places(tree: dict[str, Any], data: str | None, start: str | None) -> None:
+    """Put what is given in the place of data.folder and model.checkpoint in a recipe's tree."""
     for section, key, given in (("data", "folder", data), ("model", "checkpoint", start)):
         if given is not None and isinstance(tree.get(section), dict):
             tree[section][key] = given
-    return parse_recipe(tree, where=path.name)
 
 
 def parse_recipe(tree: dict[str, Any], *, where: str) -> Recipe:
@@ -140,31 +135,16 @@ def parse_recipe(tree: dict[str, Any], *, where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(faults.render(where, error, known_keys=_known_keys, plain=_without_tags)) from error
-    found = model_faults(where, recipe.model) or planning_faults(where, recipe.model) or _width_faults(where, recipe)
-    if found:
+        raise ConfigError(faults.render(where, error, Recipe)) from error
+    if found := recipe_faults(where, recipe):
         raise ConfigError(found)
     return recipe
 
 
-def _width_faults(where: str, recipe: Recipe) -> list[str]:
-    method, preset = recipe.method, recipe.model.preset
-    if not isinstance(method, AstraMethod):
-        return []
-    width = preset.width if method.site == "input" else 2 * preset.kv_width
-    if width % method.num_groups == 0:
-        return []
-    divisors = [number for number in range(1, width + 1) if width % number == 0]
-    nearest = min(divisors, key=lambda number: abs(number - method.num_groups))
-    rule = f"a divisor of the quantised width {width}"
-    return [faults.fault(where, ("method", "num_groups"), rule, method.num_groups, f"the nearest is {nearest}")]
-
-
-def _known_keys(location: faults.Path) -> list[str]:
-    section = _SECTIONS[location[-1]] if location else Recipe
-    return list(section.model_fields)
-
-
-def _without_tags(location: faults.Path) -> faults.Path:
-    """Drop the union tag that pydantic puts behind `method`."""
-    return (location[0], *location[2:]) if len(location) > 1 and location[0] == "method" else location
+def recipe_faults(where: str, recipe: Recipe) -> list[str]:
+    """List what is wrong between sections that are right by themselves."""
+    model, method = recipe.model, recipe.method
+    found = model_faults(where, model) or planning_faults(where, model)
+    if not found and isinstance(method, AstraMethod):
+        found = group_faults(where, ("method",), method, model)
+    return found

@@ -69,7 +69,7 @@ def test_prism_method_takes_segments() -> None:
         ({"method": {"name": "asta"}}, "method.name must be one of astra, prism, got 'asta'; did you mean 'astra'?"),
         (
             {"method": {"name": "astra", "num_groups": 7}},
-            "method.num_groups must be a divisor of the quantised width 48",
+            "method.num_groups must be a divisor of the model's width 48",
         ),
         ({"method": {"name": "astra", "groups": 1}}, "did you mean 'num_groups'?"),
         ({"method": {"name": "prism"}}, "given either num_segments or compression_ratio"),
