@@ -23,6 +23,7 @@ from astra.errors import TransportError
 
 __all__ = [
     "CHUNK_BYTES",
+    "CURVE_FRAME_BYTES",
     "HEADER_BYTES",
     "MAX_MESSAGE_BYTES",
     "Frame",
@@ -45,6 +46,9 @@ ZMTP_SHORT_BYTES = 2
 
 ZMTP_LONG_BYTES = 9
 """What ZMTP 3.1 puts before a longer message: flags and an eight-byte size."""
+
+CURVE_FRAME_BYTES = 33
+"""What CURVE adds to every message: 8 bytes of command name, 8 of nonce, 16 of authenticator, and flags (RFC 26)."""
 
 _PHASE_CHARS = 12
 _UINT8, _UINT16, _UINT32 = 0xCC, 0xCD, 0xCE
@@ -87,20 +91,20 @@ def num_frames(payload_bytes: int) -> int:
     return max(1, -(-payload_bytes // CHUNK_BYTES))
 
 
-def _framed_chunk_size(chunk_bytes: int) -> int:
-    frame_bytes = HEADER_BYTES + chunk_bytes
+def _framed_chunk_size(chunk_bytes: int, curve: bool) -> int:
+    frame_bytes = HEADER_BYTES + chunk_bytes + (CURVE_FRAME_BYTES if curve else 0)
     return frame_bytes + (ZMTP_SHORT_BYTES if frame_bytes <= 255 else ZMTP_LONG_BYTES)
 
 
-def framed_size(payload_bytes: int) -> int:
-    """Give the TCP payload bytes that a message takes on a ZeroMQ connection, headers included.
+def framed_size(payload_bytes: int, *, curve: bool = False) -> int:
+    """Give the TCP payload bytes that a message takes on a ZeroMQ connection, headers included; `curve`: with keys.
 
     What the kernel counts on a link adds, per packet, the TCP, IP and Ethernet headers, and the
     acknowledgements of the other direction.
     """
     full, rest = divmod(payload_bytes, CHUNK_BYTES)
-    last = _framed_chunk_size(rest) if rest or not full else 0
-    return full * _framed_chunk_size(CHUNK_BYTES) + last
+    last = _framed_chunk_size(rest, curve) if rest or not full else 0
+    return full * _framed_chunk_size(CHUNK_BYTES, curve) + last
 
 
 def cut(token: int, sender: int, tag: Tag, payload: bytes | bytearray | memoryview) -> Iterator[Frame]:

@@ -7,10 +7,12 @@
       │── ready ──────────────────────────────────►│   waits for all
       │◄── go ─────────────────────────────────────│
 
+With keys (see `curve`) only ranks of this run can call, each as itself, and one that is refused says so at once.
 Whoever waits has a deadline and names those it waited for. When rank 0 gives up it says why to all that have called, so
 every log names the same culprit. All of this crosses the data network, before anything is measured.
 """
 
+import ipaddress
 import logging
 import secrets
 import socket
@@ -23,6 +25,7 @@ import msgpack
 import zmq
 
 from astra.errors import PeerTimeoutError, TransportError
+from astra.transport.curve import Gate, Handshakes, rank_of
 
 __all__ = ["Entry", "Guest", "Host", "Place", "Rendezvous", "Roster", "own_address", "to_poll_ms"]
 
@@ -100,20 +103,47 @@ def _unpack(body: bytes) -> list[Any]:
     return fields if isinstance(fields, list) else []
 
 
-def _is_port(port: object) -> bool:
-    return isinstance(port, int) and 0 < port < 65536
+def _entry(address: object, ports: object, ranks: range) -> Entry | None:
+    """Read where a rank can be reached; None unless it says so in full: a port for each of `ranks`, and no more."""
+    if not isinstance(address, str) or not isinstance(ports, dict) or set(ports) != set(ranks):
+        return None
+    if not all(type(port) is int and 0 < port < 65536 for port in ports.values()):
+        return None
+    try:
+        ipaddress.IPv4Address(address)
+    except ValueError:
+        return None
+    return Entry(address, ports)
+
+
+def _roster(token: int, told: dict[Any, Any], world_size: int) -> Roster | None:
+    """Read the roster; None if it does not name every rank."""
+    if not 0 <= token < 2**32 or set(told) != set(range(world_size)):
+        return None
+    entries = dict[int, Entry]()
+    for rank, fields in told.items():
+        address, ports = fields if isinstance(fields, list) and len(fields) == 2 else (None, None)
+        entry = _entry(address, ports, range(rank + 1, world_size))
+        if entry is None:
+            return None
+        entries[rank] = entry
+    return Roster(token, entries)
 
 
 class Rendezvous(ABC):
     """One rank's part in the meeting; a context manager that leaves it."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], place: Place, timeout_s: float, kind: int):
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], place: Place, timeout_s: float, *, kind: int, gate: Gate
+    ):
         self._place = place
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
+        self._gate = gate
         self._socket = context.socket(kind)
         self._socket.linger = 0
         self._socket.maxmsgsize = MESSAGE_LIMIT_BYTES
+        self._handshakes = Handshakes(self._socket)
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +151,7 @@ class Rendezvous(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._handshakes.close()
         self._socket.close()
 
     @abstractmethod
@@ -144,14 +175,18 @@ class Rendezvous(ABC):
 class Host(Rendezvous):
     """Rank 0's part."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], place: Place, timeout_s: float):
-        super().__init__(context, place, timeout_s, zmq.ROUTER)
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], place: Place, timeout_s: float, gate: Gate):
+        super().__init__(context, place, timeout_s, kind=zmq.ROUTER, gate=gate)
         self._socket.linger = FAREWELL_MS
         self._identities: dict[int, bytes] = {}
+        self.dropped = 0
+        """Messages that were not of a rendezvous, or of another rank than they said."""
+        gate.serve(self._socket, range(1, place.world_size))
         endpoint = f"tcp://{own_address(place)}:{place.master_port}"
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
+            self._handshakes.close()
             self._socket.close()
             raise TransportError(
                 f"rank 0: MASTER_PORT must be free on rank 0, got {place.master_port} ({error} at {endpoint}); "
@@ -169,16 +204,17 @@ class Host(Rendezvous):
     def exchange(self, entry: Entry) -> Roster:
         """Collect every rank's entry, then give the roster to all."""
         entries = {0: entry}
-        while len(entries) < self._place.world_size:
-            identity, fields = self._receive(set(range(self._place.world_size)) - set(entries), "show up")
+        size = self._place.world_size
+        while len(entries) < size:
+            identity, caller, fields = self._receive(set(range(size)) - set(entries), "show up")
             match fields:
-                case ["hello", int(world_size), int(rank), str(address), dict(ports)] if len(
-                    ports
-                ) == world_size - rank - 1 and all(_is_port(port) for port in ports.values()):
+                case ["hello", int(world_size), int(rank), address, ports] if caller in (None, rank):
                     self._admit(identity, world_size, rank)
-                    entries[rank] = Entry(address, ports)
-                case _:
-                    _LOGGER.warning("rank 0 dropped a message at %s that is not of a rendezvous", self._place)
+                    told = _entry(address, ports, range(rank + 1, size))
+                    if told is not None:
+                        self._identities[rank], entries[rank] = identity, told
+                        continue
+            self._drop()
         roster = Roster(secrets.randbits(32), entries)
         self._tell_all("roster", roster.token, {rank: list(entry) for rank, entry in entries.items()})
         return roster
@@ -187,9 +223,11 @@ class Host(Rendezvous):
         """Wait until all are ready, then let all go."""
         waiting = {identity: rank for rank, identity in self._identities.items()}
         while waiting:
-            identity, fields = self._receive(set(waiting.values()), "open their connections")
+            identity, _, fields = self._receive(set(waiting.values()), "open their connections")
             if fields == ["ready"]:
                 waiting.pop(identity, None)
+            else:
+                self._drop()
         self._tell_all("go")
 
     def _admit(self, identity: bytes, world_size: int, rank: int) -> None:
@@ -204,17 +242,34 @@ class Host(Rendezvous):
         if fault is not None:
             self._socket.send_multipart((identity, _pack("refuse", fault)))
             raise TransportError(f"rendezvous at {self._place}: {fault}; start every rank once, with one WORLD_SIZE")
-        self._identities[rank] = identity
 
-    def _receive(self, missing: set[int], what: str) -> tuple[bytes, list[Any]]:
-        if not self._socket.poll(to_poll_ms(self._deadline - time.monotonic())):
+    def _drop(self) -> None:
+        if self.dropped == 0:
+            _LOGGER.warning(
+                "rank 0 dropped a message at %s that is not of a rendezvous; more are counted but not logged",
+                self._place,
+            )
+        self.dropped += 1
+
+    def _receive(self, missing: set[int], what: str) -> tuple[bytes, int | None, list[Any]]:
+        """Return a message with its connection, and the rank whose key that came with."""
+        remaining_s = self._deadline - time.monotonic()
+        if remaining_s <= 0 or not self._socket.poll(to_poll_ms(remaining_s)):
             names = ", ".join(str(rank) for rank in sorted(missing))
             raise PeerTimeoutError(
                 f"rendezvous at {self._place}: rank 0 waited {self._timeout_s:g} s for rank"
                 f"{'s' if len(missing) > 1 else ''} {names} to {what}; see whether they run and reach this address"
+                f"{self._refusals()}"
             )
-        identity, *parts = self._socket.recv_multipart()
-        return identity, _unpack(parts[0]) if len(parts) == 1 else []
+        identity, *parts = self._socket.recv_multipart(copy=False)
+        fields = _unpack(parts[0].bytes) if len(parts) == 1 else []
+        return identity.bytes, rank_of(parts[0]) if parts else None, fields
+
+    def _refusals(self) -> str:
+        """Say how many could not come in, if any."""
+        self._handshakes.look()
+        refused = max(self._handshakes.failed, self._gate.refused)
+        return f" ({refused} that called had not the right keys)" if refused else ""
 
     def _tell_all(self, *fields: Any) -> None:
         for identity in self._identities.values():
@@ -224,16 +279,17 @@ class Host(Rendezvous):
 class Guest(Rendezvous):
     """The part of every rank but 0."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], place: Place, timeout_s: float):
-        super().__init__(context, place, timeout_s + GRACE_S, zmq.DEALER)
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], place: Place, timeout_s: float, gate: Gate):
+        super().__init__(context, place, timeout_s + GRACE_S, kind=zmq.DEALER, gate=gate)
+        gate.call(self._socket, 0)
         self._socket.connect(f"tcp://{place.master_addr}:{place.master_port}")
 
     def exchange(self, entry: Entry) -> Roster:
         """Call rank 0 and wait for its roster."""
         self._socket.send(_pack("hello", self._place.world_size, self._place.rank, *entry))
         match self._receive():
-            case ["roster", int(token), dict(entries)] if set(entries) == set(range(self._place.world_size)):
-                return Roster(token, {rank: Entry(*fields) for rank, fields in entries.items()})
+            case ["roster", int(token), dict(told)] if roster := _roster(token, told, self._place.world_size):
+                return roster
             case other:
                 raise self._unexpected(other)
 
@@ -245,7 +301,8 @@ class Guest(Rendezvous):
             raise self._unexpected(answer)
 
     def _receive(self) -> list[Any]:
-        if not self._socket.poll(to_poll_ms(self._deadline - time.monotonic())):
+        self._await_news()
+        if not self._socket.poll(0):
             raise PeerTimeoutError(
                 f"rank {self._place.rank} waited {self._timeout_s:g} s for rank 0 at {self._place}; "
                 "see whether it runs and whether MASTER_ADDR and MASTER_PORT are the same on all"
@@ -257,6 +314,21 @@ class Guest(Rendezvous):
             case ["late", str(fault)]:
                 raise PeerTimeoutError(f"rank {self._place.rank} heard from rank 0: {fault}")
         return fields
+
+    def _await_news(self) -> None:
+        """Wait for a message until the deadline. Raises TransportError once rank 0 is seen to refuse this rank."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._handshakes.monitor, zmq.POLLIN)
+        while self._socket not in dict(ready := poller.poll(to_poll_ms(self._deadline - time.monotonic()))):
+            if not ready:
+                return
+            self._handshakes.look()
+            if self._handshakes.hopeless:
+                raise TransportError(
+                    f"rank {self._place.rank}: keys must be of one set on all ranks, got a refusal from rank 0 at "
+                    f"{self._place}; give every rank its file of the same `astra keys`, or none any (CURVE_KEYS)"
+                )
 
     def _unexpected(self, fields: list[Any]) -> TransportError:
         return TransportError(

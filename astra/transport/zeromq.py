@@ -14,8 +14,9 @@ messages that have arrived but were not read yet when the peer closes, as a fast
 IMMEDIATE is off, and a monitor tells of the lost connection. And a process aborts (`!_more` in fq.cpp) when that
 happens between two parts of a message; so a frame has one part.
 
-The token in each header keeps strangers' frames out. It does not hide or authenticate anything, and a stranger who
-connects to a pair's port would be dealt some of the bound side's frames: run it on a network of your own.
+With keys every connection is encrypted and both of its ends are known (see `curve`). Without them the token in each
+header keeps strangers' frames out, but hides and authenticates nothing, and a stranger who connects to a pair's port
+would be dealt some of the bound side's frames: then run it on a network of your own.
 """
 
 import time
@@ -25,8 +26,10 @@ from collections.abc import Collection
 import zmq
 
 from astra.errors import PeerTimeoutError, TransportError
+from astra.transport.curve import Gate
 from astra.transport.framed import FramedTransport
 from astra.transport.framing import CHUNK_BYTES, HEADER_BYTES, MAX_MESSAGE_BYTES, Frame, Tag, cut, decode_header
+from astra.transport.keys import Keys
 from astra.transport.rendezvous import Entry, Guest, Host, Place, Roster, own_address, to_poll_ms
 
 __all__ = ["ZeroMqTransport", "connect"]
@@ -55,12 +58,15 @@ class ZeroMqTransport(FramedTransport):
     If it is dropped without `close`, what is queued is lost and nothing waits.
     """
 
-    def __init__(self, place: Place, token: int, context: _Context, sockets: _Sockets, monitors: _Sockets):
+    def __init__(
+        self, place: Place, token: int, gate: Gate, *, context: _Context, sockets: _Sockets, monitors: _Sockets
+    ):
         super().__init__(place.rank, place.world_size, token)
+        self._gate = gate
         self._context = context
         self._sockets = sockets
         self._monitors = monitors
-        self._abandon = weakref.finalize(self, context.destroy, linger=0)
+        self._abandon = weakref.finalize(self, _destroy, context, gate, 0, (*sockets.values(), *monitors.values()))
 
     def _push(self, peer: int, tag: Tag, frame: Frame) -> None:
         try:
@@ -98,10 +104,18 @@ class ZeroMqTransport(FramedTransport):
 
     def _release(self, abort: bool) -> None:
         self._abandon.detach()
-        self._context.destroy(linger=0 if abort else int(LINGER_S * 1000))
+        _destroy(self._context, self._gate, 0 if abort else int(LINGER_S * 1000))
 
 
-def connect(rank: int, world_size: int, master_addr: str, master_port: int, timeout_s: float) -> ZeroMqTransport:
+def _destroy(context: _Context, gate: Gate, linger_ms: int | None, sockets: Collection[zmq.Socket[bytes]] = ()) -> None:
+    """Close everything; `sockets` are kept here since the context only finds those that the collector has left."""
+    gate.close()  # whose sockets are another thread's until then
+    context.destroy(linger=linger_ms)
+
+
+def connect(
+    rank: int, world_size: int, master_addr: str, master_port: int, timeout_s: float, *, keys: Keys | None = None
+) -> ZeroMqTransport:
     """Meet the other ranks and open a connection to each.
 
     Args:
@@ -110,10 +124,11 @@ def connect(rank: int, world_size: int, master_addr: str, master_port: int, time
         master_addr: rank 0's data address.
         master_port: a port that is free there.
         timeout_s: how long all of this may take.
+        keys: this rank's; None connects it to whoever is there, in plain text.
 
     Raises:
         PeerTimeoutError: ranks did not show up or cannot be reached; they are named.
-        TransportError: the address or port cannot be used, or ranks contradict each other.
+        TransportError: the address or port cannot be used, ranks contradict each other, or their keys differ.
     """
     if not 0 <= rank < world_size <= MAX_WORLD_SIZE:
         raise TransportError(
@@ -122,20 +137,26 @@ def connect(rank: int, world_size: int, master_addr: str, master_port: int, time
         )
     place = Place(rank, world_size, master_addr, master_port)
     context: _Context = zmq.Context(io_threads=1)
+    gate = Gate(context, keys if world_size > 1 else None)
     try:
-        return _meet(place, context, timeout_s)
+        return _meet(place, context, gate, timeout_s)
     except BaseException:
-        context.destroy(linger=None)
+        _destroy(context, gate, None)
         raise
 
 
-def _meet(place: Place, context: _Context, timeout_s: float) -> ZeroMqTransport:
+def _meet(place: Place, context: _Context, gate: Gate, timeout_s: float) -> ZeroMqTransport:
     if place.world_size == 1:
-        return ZeroMqTransport(place, 0, context, {}, {})
+        return ZeroMqTransport(place, 0, gate, context=context, sockets={}, monitors={})
     deadline = time.monotonic() + timeout_s
     address = own_address(place)
     sockets = {peer: _make_socket(context) for peer in range(place.world_size) if peer != place.rank}
-    with (Host if place.rank == 0 else Guest)(context, place, timeout_s) as rendezvous:
+    for peer, socket in sockets.items():
+        if peer > place.rank:
+            gate.serve(socket, (peer,))
+        else:
+            gate.call(socket, peer)
+    with (Host if place.rank == 0 else Guest)(context, place, timeout_s, gate) as rendezvous:
         higher = range(place.rank + 1, place.world_size)
         ports = {peer: sockets[peer].bind_to_random_port(f"tcp://{address}") for peer in higher}
         roster = rendezvous.exchange(Entry(address, ports))
@@ -147,7 +168,7 @@ def _meet(place: Place, context: _Context, timeout_s: float) -> ZeroMqTransport:
         rendezvous.finish()
     for socket in sockets.values():
         socket.sndtimeo = to_poll_ms(SEND_TIMEOUT_S)
-    return ZeroMqTransport(place, roster.token, context, sockets, monitors)
+    return ZeroMqTransport(place, roster.token, gate, context=context, sockets=sockets, monitors=monitors)
 
 
 def _make_socket(context: _Context) -> zmq.Socket[bytes]:
@@ -184,7 +205,7 @@ def _greet(place: Place, roster: Roster, sockets: _Sockets, deadline: float) -> 
         names = ", ".join(str(peer) for peer in sorted(silent))
         raise PeerTimeoutError(
             f"rank {place.rank} could not open a connection to rank{'s' if len(silent) > 1 else ''} {names} in time; "
-            "see whether they still run and whether the network between them lets TCP through"
+            "see whether they still run, hold keys of one set, and whether the network between them lets TCP through"
         ) from None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from astra.transport import inproc, zeromq
 from astra.transport.framed import FramedTransport
+from astra.transport.keys import make_keys
 
 CONNECT_TIMEOUT_S = 20.0
 
@@ -38,12 +39,13 @@ def in_threads(calls: list[Callable[[], object]]) -> list[object]:
     return results
 
 
-def connect_zeromq(world_size: int) -> list[FramedTransport]:
+def connect_zeromq(world_size: int, *, with_keys: bool = False) -> list[FramedTransport]:
     """Connect ranks over loopback, each from a thread of its own."""
     port = free_port()
+    keys = make_keys(world_size) if with_keys else [None] * world_size
     made = in_threads(
         [
-            lambda rank=rank: zeromq.connect(rank, world_size, "127.0.0.1", port, CONNECT_TIMEOUT_S)
+            lambda rank=rank: zeromq.connect(rank, world_size, "127.0.0.1", port, CONNECT_TIMEOUT_S, keys=keys[rank])
             for rank in range(world_size)
         ]
     )
@@ -55,4 +57,5 @@ def connect_zeromq(world_size: int) -> list[FramedTransport]:
 CONNECTORS: dict[str, Callable[[int], list[FramedTransport]]] = {
     "inproc": lambda world_size: list(inproc.connect(world_size)),
     "zeromq": connect_zeromq,
+    "zeromq with keys": lambda world_size: connect_zeromq(world_size, with_keys=True),
 }
