@@ -75,8 +75,9 @@ from testbed.protocol import (
     decode_controller,
     encode,
 )
-from testbed.schedule import Schedule, rules_at
+from testbed.schedule import Schedule, losses_to_come, rules_at
 from testbed.shaper import Shaper
+from testbed.urgency import go_first
 
 __all__ = ["Agent", "main"]
 
@@ -233,6 +234,7 @@ class Agent:
         await self._device_socket.open(start.uid)
         if start.uid is not None:
             os.chown(out, start.uid, -1 if start.gid is None else start.gid)
+        await asyncio.to_thread(self._load_ahead, start.schedule)
         environment = {
             **os.environ,
             "PATH": search_path(),
@@ -278,6 +280,13 @@ class Agent:
             await asyncio.wait([self._watch], timeout=2.0)
 
     # What happens meanwhile
+
+    def _load_ahead(self, schedule: Schedule) -> None:
+        """Get the loss patterns ready that events will turn links to, before anything waits for them."""
+        if self._rules is not None and schedule.links:
+            go_first()  # for this thread only; the controller waits, and all devices do this at once
+            with self._shaping:
+                self._shaper.load_ahead(losses_to_come(self._rules, schedule))
 
     def _set_clock(self, schedule: Schedule, since_s: float | None, program: Program) -> EventClock | None:
         """Make the clock of a schedule, not begun yet; None where nothing happens."""

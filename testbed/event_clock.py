@@ -1,7 +1,9 @@
 """Carry a device's schedule out on its own monotonic clock, and report when each event really happened.
 
     Schedule --timeline--> due --sleep--> Shaper.change | signal --> read back --> row of the table `events`
-                                                                    └── patterns too, once there is time
+
+Patterns of losses have been loaded and read back before (`Shaper.load_ahead`); those that found no room are when they
+are due, and read back once there is time. The first change is prepared before `begin`.
 
 A thread of the agent, so that no message keeps it waiting. Times in rows are seconds since `begin`: `intended_s` by the
 scenario, `applied_s` when the kernel had been told, `acknowledged_s` when it had answered with what was asked.
@@ -18,8 +20,8 @@ from testbed.errors import TestbedError
 from testbed.event_row import Row, event_row
 from testbed.event_schema import DeviceAction
 from testbed.links import DeviceRules, LinkRule
-from testbed.schedule import Moment, Schedule, rules_at, timeline
-from testbed.shaper import Shaper
+from testbed.schedule import Moment, Schedule, timeline
+from testbed.shaper import PreparedChange, Shaper
 from testbed.urgency import go_first, urgent
 
 __all__ = ["SIGNALS", "EventClock"]
@@ -36,7 +38,8 @@ SIGNALS: dict[DeviceAction, signal.Signals] = {
 class EventClock:
     """The schedule of one program's run. `lock` guards the shaper against its other users.
 
-    What was due until `since_s` is passed over: it is in the kernel already.
+    What was due until `since_s` is passed over: it is in the kernel already. Raises ShaperError if the first change
+    cannot be made.
     """
 
     def __init__(
@@ -52,13 +55,12 @@ class EventClock:
         since_s: float | None = None,
     ):
         moments = timeline(rules, schedule)
-        self._moments = itertools.dropwhile(lambda moment: since_s is not None and moment.at_s <= since_s, moments)
+        ahead = itertools.dropwhile(lambda moment: since_s is not None and moment.at_s <= since_s, moments)
         self._device, self._shaper, self._lock = rules.device, shaper, lock
         self._signal_program, self._on_row, self._on_error = signal_program, on_row, on_error
-        shaped = rules if since_s is None else rules_at(rules, schedule, since_s)
-        self._losses = {rule.source: rule.loss for rule in shaped.rules}
-        self._unread = False
-        """Whether patterns have been loaded that were not read back yet."""
+        self._groups = _together(ahead)
+        self._first = next(self._groups, None)
+        self._first_change = None if self._first is None else shaper.prepare(_changes(self._first[1]))
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self.killed = False
@@ -74,31 +76,43 @@ class EventClock:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
+        elif self._first_change is not None:
+            self._first_change.cancel()
+            self._first_change = None
 
     def _run(self, began: float) -> None:
         go_first()
         try:
-            for at_s, moments in _together(self._moments):
-                latest = {moment.rule.source: moment.rule for moment in moments if moment.rule is not None}
-                if began + at_s - time.monotonic() > IDLE_S:
-                    self._check_patterns()
-                prepared = self._shaper.prepare(list(latest.values()))
-                with urgent():
-                    if self._ended.wait(max(0.0, began + at_s - time.monotonic())):
-                        prepared.cancel()
-                        return
-                    for moment in moments:
-                        if moment.action is not None:
-                            self._act(moment, moment.action, began)
-                    if latest:
-                        with self._lock:
-                            self._shaper.change(prepared)
-                        applied_s = time.monotonic() - began
-                if latest:
-                    self._confirm(moments, latest, applied_s, began)
+            group, prepared = self._first, self._first_change
+            while group is not None and prepared is not None:
+                if not self._carry_out(*group, prepared, began):
+                    return
+                group = next(self._groups, None)
+                if group is not None:
+                    if began + group[0] - time.monotonic() > IDLE_S:
+                        self._check_patterns()
+                    prepared = self._shaper.prepare(_changes(group[1]))
             self._check_patterns()
         except TestbedError as error:
             self._on_error(error)
+
+    def _carry_out(self, at_s: float, moments: Sequence[Moment], prepared: PreparedChange, began: float) -> bool:
+        """Wait until a group of moments is due, and do what they say; return False if the schedule has ended."""
+        latest = {rule.source: rule for rule in _changes(moments)}
+        with urgent():
+            if self._ended.wait(max(0.0, began + at_s - time.monotonic())):
+                prepared.cancel()
+                return False
+            for moment in moments:
+                if moment.action is not None:
+                    self._act(moment, moment.action, began)
+            if latest:
+                with self._lock:
+                    self._shaper.change(prepared)
+                applied_s = time.monotonic() - began
+        if latest:
+            self._confirm(moments, latest, applied_s, began)
+        return True
 
     def _confirm(
         self, moments: Sequence[Moment], latest: Mapping[str, LinkRule], applied_s: float, began: float
@@ -108,11 +122,9 @@ class EventClock:
             self._shaper.check_rates()
             self._shaper.check_switches()
             acknowledged_s = time.monotonic() - began
-        self._unread = self._unread or any(self._losses[source] != rule.loss for source, rule in latest.items())
         for moment in moments:
             if moment.rule is not None:
                 rule = latest[moment.rule.source]
-                self._losses[rule.source] = rule.loss
                 row = event_row(
                     moment.number,
                     self._device,
@@ -127,11 +139,10 @@ class EventClock:
                 self._on_row(row)
 
     def _check_patterns(self) -> None:
-        """Read back which packets are lost, position by position, where that has changed."""
-        if self._unread:
+        """Read back which packets are lost, position by position, of patterns that were not loaded ahead."""
+        if self._shaper.has_unread_patterns:
             with self._lock:
                 self._shaper.check_losses()
-            self._unread = False
 
     def _act(self, moment: Moment, action: DeviceAction, began: float) -> None:
         self.killed = self.killed or action == "kill"
@@ -146,6 +157,11 @@ class EventClock:
             acknowledged_s=now_s,
         )
         self._on_row(row)
+
+
+def _changes(moments: Sequence[Moment]) -> list[LinkRule]:
+    """Return the rule that each changed link has after all of these moments."""
+    return list({moment.rule.source: moment.rule for moment in moments if moment.rule is not None}.values())
 
 
 def _together(moments: Iterator[Moment]) -> Iterator[tuple[float, list[Moment]]]:

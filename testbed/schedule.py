@@ -26,12 +26,15 @@ __all__ = [
     "Schedule",
     "device_events",
     "loss_changes",
+    "losses_to_come",
     "rules_at",
     "schedule_for",
     "timeline",
 ]
 
 ALL_LOST = Bernoulli(1.0)
+MOST_LOOKED_AT = 50_000
+"""Changes of one device; a quarter of a second of looking, and far more than it has different losses."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,21 @@ def rules_at(rules: DeviceRules, schedule: Schedule, at_s: float) -> DeviceRules
     so_far = itertools.takewhile(lambda moment: moment.at_s <= at_s, timeline(rules, schedule))
     latest = {moment.rule.source: moment.rule for moment in so_far if moment.rule is not None}
     return replace(rules, rules=tuple(latest.get(rule.source, rule) for rule in rules.rules))
+
+
+def losses_to_come(rules: DeviceRules, schedule: Schedule) -> Iterator[LinkRule]:
+    """Yield a rule for every loss that a link will have, once each, in order of time; recordings that loop, one round.
+
+    Of a schedule with more than `MOST_LOOKED_AT` changes only those.
+    """
+    ends = [event.at_s + (event.course.duration_s if event.course is not None else 0) for event in schedule.links]
+    last_s = max(ends, default=0.0)
+    known = {(rule.source, rule.loss) for rule in rules.rules}
+    ahead = itertools.takewhile(lambda moment: moment.at_s <= last_s, timeline(rules, schedule))
+    for moment in itertools.islice(ahead, MOST_LOOKED_AT):
+        if moment.rule is not None and (moment.rule.source, moment.rule.loss) not in known:
+            known.add((moment.rule.source, moment.rule.loss))
+            yield moment.rule
 
 
 def timeline(rules: DeviceRules, schedule: Schedule) -> Iterator[Moment]:

@@ -63,6 +63,11 @@ class LossRule:
         """Name of the counter of those that were dropped."""
         return f"lost_{self.number}"
 
+    @property
+    def num_positions(self) -> int:
+        """How many positions the kernel has to keep."""
+        return min(len(self.lost), self.cycle - len(self.lost))
+
     def condition(self) -> tuple[str, list[int]] | None:
         """Return how the position is compared with which set; None without a comparison.
 
@@ -138,18 +143,25 @@ def _condition_text(lost: tuple[int, ...], cycle: int) -> str:
     return f"numgen inc mod {cycle} {written}{{ {', '.join(map(str, positions))} }} "
 
 
-def differences(interface: str, rules: Sequence[LossRule], listing: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Compare `nft -j list table` with what was asked: (field, asked, got) wherever they differ."""
+def differences(
+    interface: str, rules: Sequence[LossRule], listing: Mapping[str, Any], spare: Sequence[LossRule] = ()
+) -> list[tuple[str, Any, Any]]:
+    """Compare `nft -j list table` with what was asked: (field, asked, got) wherever they differ.
+
+    `spare` are patterns that are loaded though no packet meets them.
+    """
     objects = listing.get("nftables", [])
     chains = [entry["chain"] for entry in objects if "chain" in entry]
     got_chains = {chain["name"]: (chain.get("hook"), chain.get("prio"), chain.get("policy")) for chain in chains}
     wanted_chains: dict[str, Any] = {rule.chain: ("prerouting", PRIORITY, "accept") for rule in rules}
-    wanted_chains |= {rule.pattern_chain: (None, None, None) for rule in rules}
+    wanted_chains |= {rule.pattern_chain: (None, None, None) for rule in (*rules, *spare)}
     different: list[tuple[str, Any, Any]] = []
     if got_chains != wanted_chains:
         different.append(("nftables chains", wanted_chains, got_chains))
     found = [(entry["rule"]["chain"], _flatten(entry["rule"]["expr"])) for entry in objects if "rule" in entry]
-    asked = [(chain, wanted) for rule in rules for chain, wanted in _expected(interface, rule).items()]
+    expected = [_expected_hook(interface, rule) for rule in rules]
+    expected += [_expected_pattern(rule) for rule in (*rules, *spare)]
+    asked = [(chain, wanted) for each in expected for chain, wanted in each.items()]
     if sorted(chain for chain, _ in found) != sorted(chain for chain, _ in asked):
         different.append(("chains of nftables rules", [chain for chain, _ in asked], [chain for chain, _ in found]))
     got_rules = dict(found)
@@ -161,9 +173,9 @@ def differences(interface: str, rules: Sequence[LossRule], listing: Mapping[str,
     return different
 
 
-def _expected(interface: str, rule: LossRule) -> dict[str, dict[str, Any]]:
-    """Return what is asked of the one rule of each chain."""
-    asked: dict[str, dict[str, Any]] = {
+def _expected_hook(interface: str, rule: LossRule) -> dict[str, dict[str, Any]]:
+    """Return what is asked of the one rule of a link's own chain."""
+    return {
         rule.chain: {
             "iifname": ("==", interface),
             "saddr": ("==", rule.address),
@@ -171,16 +183,21 @@ def _expected(interface: str, rule: LossRule) -> dict[str, dict[str, Any]]:
             "jump": rule.pattern_chain,
         }
     }
-    if rule.lost:
-        asked[rule.pattern_chain] = {"counters": [rule.lost_counter], "drop": True}
+
+
+def _expected_pattern(rule: LossRule) -> dict[str, dict[str, Any]]:
+    """Return what is asked of the one rule of a pattern; a pattern that loses nothing has none."""
+    if not rule.lost:
+        return {}
+    asked: dict[str, Any] = {"counters": [rule.lost_counter], "drop": True}
     condition = rule.condition()
     if condition is not None:
-        asked[rule.pattern_chain] |= {"numgen": (condition[0], "inc", rule.cycle, 0), "positions": set(condition[1])}
-    return asked
+        asked |= {"numgen": (condition[0], "inc", rule.cycle, 0), "positions": set(condition[1])}
+    return {rule.pattern_chain: asked}
 
 
 def _flatten(expressions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Reduce the JSON of one rule to what `_expected` states of it."""
+    """Reduce the JSON of one rule to what is stated of it."""
     got: dict[str, Any] = {"counters": []}
     for expression in expressions:
         match expression:

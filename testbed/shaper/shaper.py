@@ -8,7 +8,7 @@ name the cause; reads back from the kernel itself. One Shaper per network namesp
 else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from testbed.errors import ShaperError, UnsupportedError
@@ -121,6 +121,14 @@ class Shaper:
         self._own.set_up()
         self._read_back()
 
+    def load_ahead(self, to_come: Iterable[LinkRule]) -> None:
+        """Load the loss patterns of rules that links will get, so that `prepare` finds them; for before a program runs.
+
+        Raises ShaperError with every difference from what was asked.
+        """
+        numbers = {rule.source: number for number, rule in enumerate(self._rules, start=1)}
+        self._patterns.load_ahead((numbers[rule.source], rule) for rule in to_come)
+
     def prepare(self, changed: Sequence[LinkRule]) -> PreparedChange:
         """Get everything ready for `change`, which is then quick. Only one change may be prepared at a time.
 
@@ -150,7 +158,8 @@ class Shaper:
     def change(self, prepared: PreparedChange) -> None:
         """Change links while they are in use: nothing is dropped or rebuilt, and counters go on.
 
-        A link whose loss changes begins its new pattern at position 0. Raises ShaperError if the kernel refuses.
+        A link whose loss changes begins its new pattern at position 0, or goes on with one that it has had before.
+        Raises ShaperError if the kernel refuses.
         """
         self._patterns.switch(prepared.losses)
         if prepared.tool is not None:
@@ -165,6 +174,11 @@ class Shaper:
     def check_switches(self) -> None:
         """Read back which pattern every link is turned to; takes well under a millisecond, unlike `check_losses`."""
         self._patterns.check_switches()
+
+    @property
+    def has_unread_patterns(self) -> bool:
+        """Whether patterns have been loaded that `check_losses` has not read back yet."""
+        return self._patterns.unread
 
     def check_losses(self) -> None:
         """Read back the patterns, position by position. Takes long where they are dense; raises like `check_rates`."""

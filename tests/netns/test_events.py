@@ -17,7 +17,7 @@ from rich.console import Console
 from testbed.controller import Options, run
 from testbed.display import Display
 from testbed.links import DeviceRules, LinkRule
-from testbed.loss import NO_LOSS, Bernoulli
+from testbed.loss import NO_LOSS, Bernoulli, Recorded
 from testbed.scenario import parse
 from testbed.shaper import LinkCounters, Shaper
 
@@ -75,6 +75,45 @@ def test_shaper_change_keeps_counters_queue_and_other_links(network: NetworkMake
         (150, 50, 0),
         (200, 50, 0),
     ]
+
+
+def test_shaper_change_back_to_a_pattern_goes_on_where_it_was_left(network: NetworkMaker) -> None:
+    net = network(2)
+    first_half = replace(RATE, loss=Recorded("1" * 50 + "0" * 50))
+    sequence = (first_half, RATE, first_half, RATE, first_half)
+
+    def receive() -> list[int]:
+        shaper = Shaper("eth0")
+        shaper.apply(DeviceRules("d0", "10.77.0.1", (RATE, OTHER), None))
+        shaper.load_ahead([first_half, replace(OTHER, loss=Bernoulli(0.2))])
+        assert not shaper.has_unread_patterns
+        lost = []
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+            datagrams.bind(("", PORT))
+            datagrams.settimeout(20)
+            for rule in sequence:
+                shaper.change(shaper.prepare([rule]))
+                shaper.check_switches()
+                assert not shaper.has_unread_patterns
+                datagrams.sendto(b"go", (net.address("d1"), PORT))
+                time.sleep(0.3)
+                lost.append(shaper.counters()["d1"].lost)
+        shaper.check_losses()
+        return lost
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+            datagrams.bind(("", PORT))
+            datagrams.settimeout(30)
+            for _ in sequence:
+                _, asker = datagrams.recvfrom(10)
+                for _ in range(50):
+                    datagrams.sendto(bytes(58), asker)
+
+    sending = net.start("d1", send)
+    lost = net.call("d0", receive)
+    sending.result()
+    assert lost == [50, 50, 50, 50, 100]
 
 
 def test_shaper_change_sets_the_rate_at_once(network: NetworkMaker) -> None:
@@ -161,6 +200,16 @@ def test_run_reports_when_events_happened(tmp_path: Path) -> None:
     assert len(traced) == 15  # one each 0.1 s from 0.2 s on, and then the link is given a rate
     assert [row["rate_mbps"] for row in found if row["event"] == "2"] == ["1.0"]
     assert json.loads((out / "summary.json").read_text())["status"] == "ok"
+
+
+def test_run_changes_the_loss_of_every_link_on_time(tmp_path: Path) -> None:
+    everywhere = {"from": "*", "to": "*"}
+    new_losses = [{"at_s": 0.3 * n, "link": everywhere, "set": {"loss_pct": n + 1.5}} for n in range(8)]
+    found = rows(run_events(tmp_path, new_losses, ["sleep", "3"], devices=4))
+    late = [float(row["late_ms"]) for row in found]
+    assert len(late) == 8 * 12
+    assert statistics.median(late) < LATE_TYPICAL_MS
+    assert sorted(late)[-4] < LATE_LIMIT_MS  # the three links of one device change together, and it may be unlucky once
 
 
 def test_run_pauses_resumes_and_kills(tmp_path: Path) -> None:

@@ -70,6 +70,19 @@ def test_nft_differences_of_what_was_asked_are_none() -> None:
     assert differences("eth0", [SOME], listing()) == []
 
 
+def test_nft_differences_look_at_patterns_that_no_packet_meets() -> None:
+    spare = LossRule(1, "10.77.0.2", (1,), version=1)
+    missing = differences("eth0", [SOME], listing(), [spare])
+    assert [field for field, _, _ in missing][:2] == ["nftables chains", "chains of nftables rules"]
+    with_spare = listing()
+    expr = [match("==", {"numgen": {"mode": "inc", "mod": 65536}}, 1), {"counter": "lost_1"}, {"drop": None}]
+    with_spare["nftables"] += [
+        {"chain": {"name": "pattern_1_1"}},
+        {"rule": {"chain": "pattern_1_1", "expr": expr}},
+    ]
+    assert differences("eth0", [SOME], with_spare, [spare]) == []
+
+
 def test_nft_differences_understand_ranges_and_single_positions() -> None:
     neighbours = LossRule(1, "10.77.0.2", (3, 4, 5, 70))
     assert differences("eth0", [neighbours], listing({"set": [{"range": [3, 5]}, 70]})) == []

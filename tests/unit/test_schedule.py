@@ -10,7 +10,7 @@ from testbed.errors import InputError
 from testbed.links import DeviceRules, rules_for
 from testbed.loss import Bernoulli, GilbertElliott
 from testbed.scenario import Scenario, load, parse
-from testbed.schedule import DeviceEvent, Moment, Schedule, schedule_for, timeline
+from testbed.schedule import DeviceEvent, Moment, Schedule, losses_to_come, schedule_for, timeline
 from testbed.traces import LEAST_RATE_BPS
 
 ADDRESSES = {f"d{rank}": f"10.0.0.{rank + 1}" for rank in range(3)}
@@ -92,6 +92,24 @@ def test_partition_hides_other_changes_until_healed() -> None:
 def test_flap_breaks_and_heals_so_many_times() -> None:
     found = moments({"at_s": 1, "link": D0_TO_D1, "action": "flap", "down_s": 0.2, "up_s": 0.3, "times": 2})
     assert losses(found) == [(1.0, 1.0), (1.2, 0.01), (1.5, 1.0), (1.7, 0.01)]
+
+
+def to_come(*events: dict[str, Any]) -> list[tuple[str, float]]:
+    made = scenario(*events)
+    rules = rules_for(made, "d1", ADDRESSES)
+    return [(rule.source, rule.loss.mean) for rule in losses_to_come(rules, schedule_for(made, "d1"))]
+
+
+def test_losses_to_come_are_named_once_each_in_order() -> None:
+    flap = {"at_s": 2, "link": D0_TO_D1, "action": "flap", "down_s": 0.1, "up_s": 0.4, "times": 3}
+    later = {"at_s": 9, "link": {"from": "*", "to": "d1"}, "set": {"loss_pct": 5}}
+    assert to_come(later, flap) == [("d0", 1.0), ("d0", 0.05), ("d2", 0.05)]
+    assert to_come({"at_s": 1, "link": D0_TO_D1, "set": {"loss_pct": 1, "rate_mbps": 3}}) == []
+
+
+def test_losses_to_come_of_a_recording_that_loops_are_those_of_one_round() -> None:
+    text = "seconds,rate_mbps,loss_pct\n0,5,2\n1,5,1\n2,5,3"
+    assert to_come(trace(text)) == [("d0", 0.02), ("d0", 0.03)]
 
 
 def trace(text: str, loop: bool = True, at_s: float = 1) -> dict[str, Any]:
