@@ -26,6 +26,7 @@ from testbed.replay import finished_run
 from testbed.runtimes import RUNTIMES, userns
 from testbed.runtimes.state import RunState
 from testbed.scenario import Scenario, json_schema, load
+from testbed.sweep.command import app as sweep_app
 
 app = typer.Typer(
     help="Run programs on several isolated devices joined by shaped, lossy links.",
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(sweep_app, name="sweep")
 # A file or a pipe has no width; tables need more than the 80 columns that rich would assume there.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 errors = Console(stderr=True)

@@ -27,6 +27,7 @@ from testbed.loss import NO_LOSS
 from testbed.losses_seen import pattern_columns
 from testbed.record import Record, Row, Status, describe_machine, mark_interrupted
 from testbed.replay import differences, finished_run
+from testbed.results import RESULTS_FILE, run_rows, write_table
 from testbed.runtimes import RUNTIMES
 from testbed.runtimes.state import ProcessId, RunState, new_run_id
 from testbed.scenario import Scenario, device_names, load
@@ -172,6 +173,9 @@ def conclude(scenario: Scenario, record: Record) -> Outcome:
     verdicts = judge(scenario.expect, record.tables.get("summary", []))
     met = all(verdict.met for verdict in verdicts)
     record.finish("ok" if met else "failed", expectations=[asdict(verdict) for verdict in verdicts])
+    tidy = run_rows(record.folder, scenario.model_dump(mode="json", by_alias=True))
+    if tidy:
+        write_table(record.folder / RESULTS_FILE, tidy)
     identity = invoking_user()
     record.hand_over(identity.uid, identity.gid)
     return Outcome(record.folder, record.tables, tuple(verdicts))

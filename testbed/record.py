@@ -4,6 +4,7 @@
         scenario.yaml  manifest.json         what ran, and on what
         <table>.csv                          rows as the program reported them (requests, summary, calibration, …)
         links.csv  marks.csv                 counters of every link, at the end and at each mark of the program
+        results.csv                          the summary with its setting, for `testbed.load_results`
         summary.json                         status, summary rows, expectations, error
         timeline.json                        Chrome trace merged over the devices
         logs/<device>.log  devices/<device>/ what each program printed, and the files it left

@@ -38,6 +38,7 @@ __all__ = [
     "json_schema",
     "load",
     "parse",
+    "resolve",
 ]
 
 MAX_DEVICES = 64
@@ -257,17 +258,18 @@ def load(path: Path) -> Scenario:
     Raises InputError with every fault, each as `file: path.to.field must be <rule>, got <value>; <what to do>`.
     """
     document = read(path)
-    return _parse(document.tree, document.origin)
+    return resolve(document.tree, document.origin)
 
 
 def parse(tree: Mapping[str, Any], where: str) -> Scenario:
     """Make a scenario of plain values; faults name `where`, a file path, as their origin, and files that the scenario
     names are relative to it. Raises InputError like `load`.
     """
-    return _parse(tree, lambda _: Path(where))
+    return resolve(tree, lambda _: Path(where))
 
 
-def _parse(tree: Mapping[str, Any], origin: Callable[[Location], Path]) -> Scenario:
+def resolve(tree: Mapping[str, Any], origin: Callable[[Location], Path]) -> Scenario:
+    """Make a scenario of plain values, of which `origin` says which file has them. Raises InputError like `load`."""
     devices = tree.get("devices")
     count = devices.get("count") if isinstance(devices, dict) else None
     names: tuple[str, ...] = ()  # where the number is at fault, names are not checked against it

@@ -21,7 +21,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from testbed.errors import InputError
 from testbed.faults import Location, show
 
-__all__ = ["EXTENDS", "Document", "read"]
+__all__ = ["EXTENDS", "Document", "merge", "read"]
 
 EXTENDS = "extends"
 
@@ -57,7 +57,7 @@ def read(path: Path) -> Document:
         current = _base_of(content, [layer for layer, _ in layers])
     tree: dict[Any, Any] = {}
     for _, content in reversed(layers):
-        tree = _merge(tree, content)
+        tree = merge(tree, content)
     tree.pop(EXTENDS, None)
     return Document(tree, tuple(layers))
 
@@ -133,12 +133,13 @@ def _syntax_hint(error: MarkedYAMLError) -> str:
     return "check brackets, quotes and indentation there and on the line before"
 
 
-def _merge(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
+def merge(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return `base` with `over` merged over it: mappings key by key, everything else replaced."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
         if isinstance(below, dict) and isinstance(value, dict):
-            merged[key] = _merge(below, value)
+            merged[key] = merge(below, value)
         else:
             merged[key] = value
     return merged
