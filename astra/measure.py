@@ -210,6 +210,7 @@ def summary_row(
         "requests": count,
         "latency_p50_s": median_s,
         "latency_p95_s": _latency_s(result.answers, 95),
+        "latency_p99_s": _latency_s(result.answers, 99),
         "speedup_vs_single": None if reference is None else _latency_s(reference, 50) / median_s,
         **_accuracy_cells(result.accuracy, single_accuracy),
         "throughput_rps": count / total_s if result.burst_rps is None else result.burst_rps,
