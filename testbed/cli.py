@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from testbed import controller, workload
+from testbed import controller, report, workload
 from testbed import doctor as examination
 from testbed.controller import Options
 from testbed.display import Display, fitting_table, table_of
@@ -75,7 +75,17 @@ def run(
         mark = "[green]met[/green]    " if verdict.met else "[red]not met[/red]"
         console.print(f"expected, {mark}  {escape(verdict.text)}", highlight=False, soft_wrap=True)
     console.print(f"results: {escape(str(outcome.folder))}", highlight=False, soft_wrap=True)
+    _report_if_cheap(outcome.folder)
     raise typer.Exit(0 if outcome.ok else 1)
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="results of a run or a sweep, finished or not")],
+    out: Annotated[Path | None, typer.Option("--out", help="file for the page; default DIR/report.html")] = None,
+) -> None:
+    """Make one HTML page of a run or a sweep, with curves, where the time went, links, events; it needs no network."""
+    console.print(f"report: {escape(str(report.write_report(folder, out)))}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -255,6 +265,18 @@ def main() -> None:
 
 def _interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _report_if_cheap(folder: Path) -> None:
+    """Write a run's report, or say how; what goes wrong with it changes nothing about the run."""
+    if not report.is_cheap(folder):
+        said = f"report: testbed report {folder}  (it has much to read)"
+    else:
+        try:
+            said = f"report: {report.write_report(folder)}"
+        except TestbedError as error:
+            said = f"no report: {error}"
+    console.print(escape(said), highlight=False, soft_wrap=True)
 
 
 def _need_network_namespaces(runtime: str) -> None:

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Display", "fitting_table", "format_value", "table_of"]
+__all__ = ["Display", "fitting_table", "format_value", "heading", "table_of"]
 
 _GAP = "\N{NO-BREAK SPACE}"
 """Between a number and its unit, so that no table breaks them apart."""
@@ -86,7 +86,7 @@ def fitting_table(rows: Sequence[Mapping[str, Value]], console: Console, *, titl
     varying = [{name: row.get(name) for name in columns if name not in uniform} for row in rows]
     upright, turned = table_of(varying, title=title), _turned_table(varying, title=title)
     table = next((each for each in (upright, turned) if _width(each) <= console.width), upright)
-    shared = ", ".join(f"{_heading(name)} {format_value(name, rows[0].get(name))}" for name in uniform)
+    shared = ", ".join(f"{heading(name)} {format_value(name, rows[0].get(name))}" for name in uniform)
     return Group(table, *([Text(f"in every row: {shared}", style="dim")] if shared else []))
 
 
@@ -97,7 +97,7 @@ def table_of(rows: Sequence[Mapping[str, Value]], *, title: str | None = None) -
     for name in columns:
         widest = max(len(format_value(name, row.get(name))) for row in rows)
         table.add_column(
-            _folded(_heading(name), widest), justify="right" if _numeric(name, rows) else "left", overflow="fold"
+            _folded(heading(name), widest), justify="right" if _numeric(name, rows) else "left", overflow="fold"
         )
     for row in rows:
         table.add_row(*(escape(format_value(name, row.get(name))) for name in columns))
@@ -125,7 +125,7 @@ def _turned_table(rows: Sequence[Mapping[str, Value]], *, title: str | None) -> 
         words = [format_value(name, row[name]) for name in names[:num_heading] if row[name] not in (None, "")]
         table.add_column(escape("\n".join(words)), justify="right")
     for name in names[num_heading:]:
-        table.add_row(_heading(name), *(escape(format_value(name, row[name])) for row in rows))
+        table.add_row(heading(name), *(escape(format_value(name, row[name])) for row in rows))
     return table
 
 
@@ -137,7 +137,8 @@ def _worth_showing(name: str, rows: Sequence[Mapping[str, Value]]) -> bool:
     return any(row.get(name) not in (None, "") for row in rows)
 
 
-def _heading(name: str) -> str:
+def heading(name: str) -> str:
+    """Name a column without its unit, which its values bear."""
     words = name
     for suffix in ("_s", "_pct"):
         words = words.removesuffix(suffix)

@@ -1,0 +1,53 @@
+"""`testbed report`: a run folder, or a folder of many, as one HTML page that opens anywhere.
+
+    folder --folder--> RunFolder --one, many--> Report (model) --page--> report.html
+             (what is there,       (sections: what to say,      (how it looks)
+              and what is not)      charts by testbed.plots)
+
+Reads what runs have written and nothing else, so it works on a run that was cut off, or that another machine did.
+"""
+
+import os
+from pathlib import Path
+
+from testbed.errors import InputError
+from testbed.report.folder import RunFolder, find_runs
+from testbed.report.many import report_of_runs
+from testbed.report.model import Report
+from testbed.report.one import report_of_run
+from testbed.report.page import render
+
+__all__ = ["REPORT_FILE", "is_cheap", "read_report", "write_report"]
+
+REPORT_FILE = "report.html"
+CHEAP_BYTES = 16 << 20
+"""Of a run folder's tables and trace; so much is read and drawn in less than two seconds."""
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Write the report of a folder, by default into it; return where it is. It belongs to the folder's owner.
+
+    Raises InputError if the folder holds no run, or `out` cannot be written.
+    """
+    page = render(read_report(folder))
+    out = folder / REPORT_FILE if out is None else out
+    try:
+        out.write_text(page)
+        if out.parent == folder and (owner := folder.stat()).st_uid != out.stat().st_uid:
+            os.chown(out, owner.st_uid, owner.st_gid)
+    except OSError as error:
+        raise InputError([f"--out: must be a file that can be written, got '{out}' ({error.strerror})"]) from error
+    return out
+
+
+def read_report(folder: Path) -> Report:
+    """Read a folder of one run or of several. Raises InputError if there is none in it."""
+    runs = [RunFolder.read(path) for path in find_runs(folder)]
+    if runs[0].path == folder:
+        return report_of_run(runs[0])
+    return report_of_runs(folder, runs)
+
+
+def is_cheap(folder: Path) -> bool:
+    """Whether a run's report is a matter of a second or two."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) <= CHEAP_BYTES
