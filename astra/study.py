@@ -8,6 +8,7 @@
     original: {model: …, data: …, train: …}        a recipe; `--start DIR` takes a trained checkpoint instead
     finetune: {steps: …}                           the course that control and methods share
     seeds: [0, 1, 2]
+    split: test                                    or validation, where labels of the test split are not published
     methods: {g1: {name: astra, num_groups: 1}, …}
     tables:
       - {title: …, ablation: [g1, g1-quiet]}       test metric of these trainings, emulated, beside that of the control
@@ -22,8 +23,9 @@ import json
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 from rich import box
@@ -38,10 +40,10 @@ from astra.evaluation.results import rows_of, table_of, write_results
 from astra.evaluation.run import Progress, evaluate_here
 from astra.section import Section
 from astra.strategy_faults import group_faults, located
-from astra.training.loop import Report, Settings, digest_of, train
+from astra.training.loop import Report, Settings
 from astra.training.recipe import AstraMethod, Method, Recipe, TrainConfig, recipe_faults, replace_places
-from astra.training.state import STATE_FILE
-from astra.training.summary import Summary, read_summary
+from astra.training.start import ensure_trained
+from astra.training.summary import Summary
 from astra.yaml_file import read_yaml
 
 __all__ = ["Study", "StudyTable", "Trained", "load_study", "make_tables", "train_all"]
@@ -75,6 +77,8 @@ class Study(Section):
     finetune: TrainConfig
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     methods: Mapping[str, Method]
+    split: Literal["validation", "test"] = "test"
+    """What tables are about; validation where labels of the test split are not published, as GLUE's."""
     tables: tuple[StudyTable, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -137,15 +141,17 @@ def train_all(
         ConfigError: A recipe does not fit its data.
         AstraError: A training failed.
     """
-    settings = replace(settings, test=True)
+    settings = replace(settings, judged_on=study.split, resume=True)
     original = start or out / ORIGINAL
     if start is None:
-        _train(study.original, original, settings, report(ORIGINAL))
+        ensure_trained(study.original, original, settings, partial(report, ORIGINAL))
     summaries: dict[str, list[Summary]] = {CONTROL: [], **{name: [] for name in study.methods}}
     for seed in study.seeds:
         for name in summaries:
             recipe = _recipe(study, name, original, seed)
-            summaries[name].append(_train(recipe, out / f"{name}-{seed}", settings, report(f"{name}, seed {seed}")))
+            shown = partial(report, f"{name}, seed {seed}")
+            made = ensure_trained(recipe, out / f"{name}-{seed}", settings, shown)
+            summaries[name].append(made)
     return Trained(original, summaries)
 
 
@@ -171,14 +177,6 @@ def _recipe(study: Study, name: str, start: Path, seed: int) -> Recipe:
     model = study.original.model.model_copy(update={"checkpoint": str(start)})
     course = study.finetune.model_copy(update={"seed": seed})
     return Recipe(model=model, data=study.original.data, train=course, method=study.methods.get(name))
-
-
-def _train(recipe: Recipe, folder: Path, settings: Settings, report: Report) -> Summary:
-    """Train, go on with a training, or read what a finished one came to."""
-    done = read_summary(folder)
-    if done is not None and done.recipe_digest == digest_of(recipe):
-        return done
-    return train(recipe, folder, replace(settings, resume=(folder / STATE_FILE).exists()), report)
 
 
 def _ablation(table: StudyTable, summaries: Mapping[str, list[Summary]]) -> Table:
@@ -218,6 +216,7 @@ def _evaluation(study: Study, table: StudyTable, out: Path, start: Path, folder:
         "model": model.model_dump(mode="json"),
         "data": study.original.data.model_dump(mode="json"),
         "seeds": list(study.seeds),
+        "split": study.split,
     }
     config = parse_evaluation(given | json.loads(filled), where=table.title)
     stored = folder / "evaluation.json"

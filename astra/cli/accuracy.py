@@ -50,13 +50,15 @@ def train(
 ) -> None:
     """Train a model; with a method, train its control too and report both."""
     with failures_reported():
-        from astra.training import display, loop
+        from astra.training import display
+        from astra.training.loop import Settings
         from astra.training.recipe import load_recipe
+        from astra.training.start import finetune
 
         wanted = load_recipe(recipe, data=data, start=start)
-        settings = loop.Settings(torch_device, resume, 60 * state_minutes, precision=precision)
+        settings = Settings(torch_device, resume, 60 * state_minutes, precision=precision)
         with display.progress(say) as reporter:
-            summaries = loop.finetune(wanted, out, settings, reporter)
+            summaries = finetune(wanted, out, settings, reporter)
         for name, summary in summaries.items():
             say(f"{name}: {summary.metric} {summary.value:.4g} on the validation set after {summary.kept_step} steps")
 

@@ -1,11 +1,11 @@
-"""One training from start to end: steps, looks at the validation set, states to go on from, and the checkpoint.
+"""One training: steps, looks at the validation set, states to go on from, and the checkpoint.
 
     recipe ──► examples, Trainee ──► for each step: batch ─► rows ─► loss ─► AdamW        log.csv, loss.png
                                      every so often: metric on the validation set         state.safetensors
                                      at the end: config.json, model.safetensors, codebooks.safetensors, astra.json
 
 A training that is killed and resumed ends with the same weights as one that was not (on the same machine): order,
-augmentation, assignment and noise all follow from the seed and the step. `finetune` trains a method and its control.
+augmentation, assignment and noise all follow from the seed and the step.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from astra.codebook import CodebookSpec, load_codebooks, save_codebooks
-from astra.data import Examples, load_examples, to_input
+from astra.data import Examples, Split, load_examples, to_input
 from astra.errors import AstraError, ConfigError
 from astra.models import build_model, save_checkpoint
 from astra.models.weights import STANDARD_DEVIATION
@@ -32,13 +32,12 @@ from astra.training.log import TrainingLog
 from astra.training.objectives import Judgement, loss_of, metric_of, reads_every_row
 from astra.training.quantiser import LayerQuantiser
 from astra.training.recipe import AstraMethod, Recipe
-from astra.training.state import STATE_FILE, Progress, read_state, restore, write_state
-from astra.training.summary import Summary, read_summary, write_summary
+from astra.training.state import STATE_FILE, Progress, restore, write_state
+from astra.training.summary import Summary, write_summary
 from astra.training.trainee import Trainee, fitted_quantisers
 
-__all__ = ["CONTROL_FOLDER", "Report", "Settings", "finetune", "train"]
+__all__ = ["Report", "Settings", "Training"]
 
-CONTROL_FOLDER = "control"
 CALIBRATION_VECTORS_PER_CODEWORD = 10
 EVALUATION_BATCH = 100
 LOG_EVERY = 20
@@ -58,62 +57,13 @@ class Settings:
     resume: bool = False
     state_every_s: float = 300.0
     """Seconds between two states that a killed training goes on from."""
-    test: bool = False
-    """Judge the kept weights on the test set too, once."""
+    judged_on: Split | None = None
+    """Judge the kept weights on all of this split too, once."""
     precision: Precision | None = None
     """Of products and what comes between them; weights are fp32. None for bf16 on CUDA and fp32 on CPUs."""
 
 
-def finetune(recipe: Recipe, out: Path, settings: Settings, report: Callable[[str], Report]) -> dict[str, Summary]:
-    """Train the control, if there is a method, and then the recipe; `report` makes the reporter of a named training.
-
-    A control that is already there and belongs to this recipe is kept.
-    """
-    summaries = {}
-    if recipe.method is not None:
-        folder = out / CONTROL_FOLDER
-        summary = read_summary(folder)
-        if summary is None or summary.recipe_digest != digest_of(recipe.control):
-            again = replace(settings, resume=settings.resume and (folder / STATE_FILE).exists())
-            summary = train(recipe.control, folder, again, report("control"))
-        summaries["control"] = summary
-        begun = (out / STATE_FILE).exists() or read_summary(out) is not None
-        settings = replace(settings, resume=settings.resume and begun)
-    name = "model" if recipe.method is None else recipe.method.name
-    summaries[name] = train(recipe, out, settings, report(name))
-    return summaries
-
-
-def train(recipe: Recipe, out: Path, settings: Settings, report: Report) -> Summary:
-    """Carry out one training in the folder `out`; the state of an unfinished one is there too.
-
-    Raises:
-        ConfigError: The recipe does not fit its data, `out` holds something else, or there is nothing to resume.
-        AstraError: The loss is no longer a number.
-    """
-    if settings.resume and not (out / STATE_FILE).exists():
-        done = read_summary(out)
-        if done is not None and done.recipe_digest == digest_of(recipe):
-            return done
-    _check_torch_device(settings.torch_device)
-    found = read_state(out) if settings.resume else None
-    if found is None:
-        _make_folder(out)
-    elif found[0].recipe_digest != digest_of(recipe):
-        raise ConfigError([f"{out}: recipe must be the one that was begun, got another; train without --resume"])
-    training = _Training(recipe, out, settings)
-    if found is not None:
-        training.restore(*found)
-    return training.run(report)
-
-
-def digest_of(recipe: Recipe) -> str:
-    """Return a digest of all that decides the result, but for the place of the data."""
-    plain = recipe.model_dump_json(exclude={"data": {"folder"}})
-    return hashlib.sha256(plain.encode()).hexdigest()[:16]
-
-
-class _Training:
+class Training:
     """Everything that one training holds."""
 
     def __init__(self, recipe: Recipe, out: Path, settings: Settings):
@@ -125,7 +75,7 @@ class _Training:
         self._batches = Batches(self._training_set, course.batch_size, course.seed, course.augment)
         self._trainee = self._make_trainee()
         self._optimiser = AdamW(_decayed(self._trainee.model, course.weight_decay), lr=0.0, betas=MOMENTUM, fused=True)
-        self._progress = Progress(digest_of(recipe))
+        self._progress = Progress(recipe.digest)
         self._log = TrainingLog(out)
         self._original: Judgement | None = None
 
@@ -217,9 +167,9 @@ class _Training:
         if patience is None:
             self._save()
         test_value = None
-        if self._settings.test:
+        if self._settings.judged_on is not None:
             self._trainee = self._trainee if patience is None else self._kept()
-            test_value = self.judge(_load(self._recipe, "test", None)).value
+            test_value = self.judge(_load(self._recipe, self._settings.judged_on, None)).value
         summary = Summary(
             recipe_digest=progress.recipe_digest,
             method="none" if self._recipe.method is None else self._recipe.method.name,
@@ -301,7 +251,7 @@ class _Training:
             yield
 
 
-def _load(recipe: Recipe, split: Any, limit: int | None) -> Examples:
+def _load(recipe: Recipe, split: Split, limit: int | None) -> Examples:
     examples = load_examples(recipe.data, recipe.model, split, limit=limit)
     count, size = len(examples.inputs), recipe.train.batch_size
     if split == "train" and count < size:
@@ -309,29 +259,6 @@ def _load(recipe: Recipe, split: Any, limit: int | None) -> Examples:
             [f"recipe: train.batch_size must be at most the {count} training examples, got {size}; make it smaller"]
         )
     return examples
-
-
-def _check_torch_device(name: str) -> None:
-    known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    if name not in known:
-        rule = f"one of {', '.join(known)} on this machine"
-        raise ConfigError(
-            [f"train: --torch-device must be {rule}, got {name!r}; choose it, or repair the GPU's driver"]
-        )
-
-
-def _make_folder(out: Path) -> None:
-    """Make an empty folder, or take one that holds an earlier training."""
-    known = {"config.json", "model.safetensors", "summary.json", STATE_FILE, "log.csv"}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        names = {path.name for path in out.iterdir()} - {CONTROL_FOLDER}
-    except OSError as error:
-        raise ConfigError([f"--out: folder must be writable, got {str(out)!r} ({error}); name another"]) from error
-    if names and not names & known:
-        raise ConfigError([f"--out: folder must be empty or of an earlier training, got {str(out)!r}; name another"])
-    for name in known & names:
-        (out / name).unlink()
 
 
 @torch.no_grad()

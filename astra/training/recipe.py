@@ -10,6 +10,7 @@
 Checks fields against one another; reads no data and no weights.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -105,6 +106,12 @@ class Recipe(Section):
         if self.train.warmup_steps >= self.train.steps:
             raise faults.rule_error("a recipe whose warmup_steps are fewer than its steps", "shorten the warm-up")
         return self
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides the result, but for the place of the data."""
+        plain = self.model_dump_json(exclude={"data": {"folder"}})
+        return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
     @property
     def control(self) -> "Recipe":

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from astra.training.recipe import Recipe
 
-__all__ = ["RECIPE_FILE", "SUMMARY_FILE", "Summary", "read_summary", "write_summary"]
+__all__ = ["RECIPE_FILE", "SUMMARY_FILE", "Summary", "read_finished", "read_summary", "write_summary"]
 
 SUMMARY_FILE = "summary.json"
 RECIPE_FILE = "recipe.json"
@@ -35,6 +35,12 @@ def write_summary(folder: Path, summary: Summary, recipe: Recipe) -> None:
     kept = recipe.model_dump(mode="json", exclude={"data": {"folder"}})
     (folder / RECIPE_FILE).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     (folder / SUMMARY_FILE).write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_finished(folder: Path, recipe: Recipe) -> Summary | None:
+    """Read the summary of a training of this very recipe; None where there is none."""
+    summary = read_summary(folder)
+    return summary if summary is not None and summary.recipe_digest == recipe.digest else None
 
 
 def read_summary(folder: Path) -> Summary | None:

@@ -1,5 +1,6 @@
 """Studies: trainings for every seed, tables of them, and what is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from astra.errors import ConfigError
 from astra.models import build_model, save_checkpoint
 from astra.study import load_study, make_tables, train_all
 from astra.training.loop import Settings
+from astra.yaml_file import read_yaml
 
 STUDY = """
 original:
@@ -44,12 +46,15 @@ def silent(*_: Any) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_study_is_read(path: Path, tmp_path: Path) -> None:
-    """Those that name no size want `--start`."""
-    start = None
-    if " size: " not in path.read_text(encoding="utf-8"):
-        save_checkpoint(tmp_path, build_model(ModelConfig(family="bert", size="tiny", num_tokens=64)))
+    """Some want `--data`, and those that name no size want `--start`."""
+    text = path.read_text(encoding="utf-8")
+    data, start = "somewhere" if "--data" in text else None, None
+    if " size: " not in text:
+        family = read_yaml(path)["original"]["model"]["family"]
+        model = ModelConfig.model_validate({"family": family, "size": "tiny", "num_tokens": 64})
+        save_checkpoint(tmp_path, build_model(model))
         start = str(tmp_path)
-    assert load_study(path, start=start).methods
+    assert load_study(path, data=data, start=start).methods
 
 
 def test_study_trains_every_seed_and_writes_tables(tmp_path: Path) -> None:
@@ -62,6 +67,16 @@ def test_study_trains_every_seed_and_writes_tables(tmp_path: Path) -> None:
     assert any(line.startswith("| g1 ") and " ± " in line for line in lines)
     assert any("astra G=1 K=16" in line for line in lines)
     assert str(tmp_path) not in tables
+
+
+def test_study_can_be_about_the_validation_split(tmp_path: Path) -> None:
+    path = written(tmp_path, "split: validation\n" + STUDY.replace("seeds: [0, 1]", "seeds: [0]"))
+    study, out = load_study(path), tmp_path / "out"
+    trained = train_all(study, out, Settings(), None, lambda _: silent)
+    make_tables(study, trained, out, silent)
+    (summary,) = trained.summaries["g1"]
+    assert summary.test_value == summary.value
+    assert json.loads((out / "table-1" / "evaluation.json").read_text())["config"]["split"] == "validation"
 
 
 def test_finished_trainings_and_evaluations_are_not_done_again(tmp_path: Path) -> None:

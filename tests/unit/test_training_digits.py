@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from astra.training.loop import Settings, train
+from astra.training.loop import Settings
 from astra.training.recipe import parse_recipe
+from astra.training.start import train
 
 MODEL = {"family": "vit", "size": "digits", "image_size": 8, "num_labels": 10}
 SINGLE_AT_LEAST = 0.95
@@ -17,7 +18,7 @@ def test_digits_reach_their_accuracy_on_one_device_and_on_four(tmp_path: Path) -
     course = {"batch_size": 128, "augment": {"pad": 1}, "label_smoothing": 0.1, "warmup_steps": 50}
     scratch = course | {"steps": 600, "learning_rate": 0.002, "weight_std": 0.08}
     tree = {"model": MODEL, "data": {"name": "digits"}, "train": scratch}
-    settings = Settings(test=True)
+    settings = Settings(judged_on="test")
     single = train(parse_recipe(tree, where="test"), tmp_path / "single", settings, lambda *_: None)
     tree = {
         "model": MODEL | {"checkpoint": str(tmp_path / "single")},

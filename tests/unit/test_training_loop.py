@@ -17,8 +17,9 @@ from astra.codebook import CodebookSpec, load_codebooks
 from astra.config import ModelConfig
 from astra.errors import ConfigError
 from astra.models import load_model
-from astra.training.loop import CONTROL_FOLDER, Settings, finetune, train
+from astra.training.loop import Settings
 from astra.training.recipe import Recipe, parse_recipe
+from astra.training.start import CONTROL_FOLDER, finetune, train
 from astra.training.state import STATE_FILE, read_state
 
 DIGITS = {"family": "vit", "size": "digits", "image_size": 8, "num_labels": 10}
@@ -101,7 +102,7 @@ def test_loss_goes_down(tmp_path: Path) -> None:
 
 def test_training_stops_early_and_keeps_the_best(tmp_path: Path) -> None:
     course = recipe(steps=40, evaluate_every=1, patience=2, learning_rate=1e-9)
-    summary = train(course, tmp_path, Settings(test=True), silent)
+    summary = train(course, tmp_path, Settings(judged_on="test"), silent)
     assert summary.steps == 3  # the first look is the best, two more are no better
     assert summary.kept_step == 1
     assert summary.test_value is not None

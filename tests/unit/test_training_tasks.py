@@ -7,8 +7,9 @@ import pytest
 
 from astra.evaluation.config import parse_evaluation
 from astra.evaluation.run import evaluate_here
-from astra.training.loop import Settings, train
+from astra.training.loop import Settings
 from astra.training.recipe import parse_recipe
+from astra.training.start import train
 
 TEXT = "the cat sat on the mat and the dog lay on the rug. " * 200
 BETTER_THAN_CHANCE = 100.0
