@@ -1,12 +1,13 @@
 """Exchanges between all ranks, on bytes, over any `Transport`.
 
 Who sends what to whom, and nothing else: tensors become bytes in `wire`, bytes become packets in `transport`.
-Everything is sent straight from its owner to each peer; there is no relay.
+Everything is sent straight from its owner to each peer; there is no relay. Where it says `forgiving`, what peers were
+to send that were declared lost (see `control`) is left out; everywhere else it is missed.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from astra.transport import Tag, Transport
+from astra.transport import PeerGoneError, Tag, Transport, Watch
 from astra.transport.datagram import DatagramPort
 
 __all__ = ["Collectives", "PendingGather", "RowCount"]
@@ -17,12 +18,15 @@ Payload = bytes | bytearray | memoryview
 class PendingGather:
     """Peers' payloads on their way; do the local part of the work before asking for them."""
 
-    def __init__(self, transport: Transport, tag: Tag, peers: Collection[int], timeout_s: float):
+    def __init__(
+        self, transport: Transport, tag: Tag, peers: Collection[int], timeout_s: float, *, forgiving: bool = False
+    ):
         self._transport = transport
         self._tag = tag
         self._missing = set(peers)
         self._received: dict[int, memoryview] = {}
         self._timeout_s = timeout_s
+        self._forgiving = forgiving
 
     def arrivals(self) -> Iterator[tuple[int, memoryview]]:
         """Yield (peer, payload) in order of arrival, without those already yielded.
@@ -31,13 +35,19 @@ class PendingGather:
             PeerTimeoutError: nothing came for `timeout_s` seconds; names every peer that is missing.
         """
         while self._missing:
-            peer, payload = self._transport.receive_any(frozenset(self._missing), self._tag, self._timeout_s)
+            try:
+                peer, payload = self._transport.receive_any(frozenset(self._missing), self._tag, self._timeout_s)
+            except PeerGoneError:
+                if not self._forgiving:
+                    raise
+                self._missing -= self._transport.watch.gone
+                continue
             self._missing.discard(peer)
             self._received[peer] = payload
             yield peer, payload
 
     def wait(self) -> dict[int, memoryview]:
-        """Wait for all and give payloads by peer, in order of rank.
+        """Wait for all and give payloads by peer, in order of rank; if forgiving, of those that are not gone.
 
         Raises:
             PeerTimeoutError: as `arrivals`.
@@ -78,17 +88,24 @@ class Collectives:
         chosen = self.peers if peers is None else tuple(peers)
         return self.start_exchange(tag, payload, to=chosen, of=chosen)
 
-    def start_exchange(self, tag: Tag, payload: Payload, *, to: Collection[int], of: Collection[int]) -> PendingGather:
+    def start_exchange(
+        self, tag: Tag, payload: Payload, *, to: Collection[int], of: Collection[int], forgiving: bool = False
+    ) -> PendingGather:
         """Send the payload to the peers `to` and expect those of the peers `of`; do not wait."""
         for peer in self.in_turn(to):
             self.transport.send(peer, tag, payload)
-        return PendingGather(self.transport, tag, of, self.timeout_s)
+        return PendingGather(self.transport, tag, of, self.timeout_s, forgiving=forgiving)
 
     def start_all_to_all(self, tag: Tag, payloads: Mapping[int, Payload]) -> PendingGather:
         """Send each peer its own payload of `payloads` and expect one of every peer; do not wait."""
         for peer in self.in_turn(self.peers):
             self.transport.send(peer, tag, payloads[peer])
         return PendingGather(self.transport, tag, self.peers, self.timeout_s)
+
+    @property
+    def watch(self) -> Watch:
+        """The transport's."""
+        return self.transport.watch
 
     def lookers(self, causal: bool) -> tuple[int, ...]:
         """Return the peers that attend to this rank's tokens: all, or the later ones in a causal model."""
@@ -102,10 +119,12 @@ class Collectives:
         """Give every peer's payload; this rank's own is not among them."""
         return self.start_all_gather(tag, payload).wait()
 
-    def gather(self, tag: Tag, payload: Payload, root: int = 0) -> dict[int, memoryview] | None:
+    def gather(
+        self, tag: Tag, payload: Payload, root: int = 0, *, forgiving: bool = False
+    ) -> dict[int, memoryview] | None:
         """Bring all payloads to the root; it gets those of its peers, the others get None."""
         if self.rank == root:
-            return PendingGather(self.transport, tag, self.peers, self.timeout_s).wait()
+            return PendingGather(self.transport, tag, self.peers, self.timeout_s, forgiving=forgiving).wait()
         self.transport.send(root, tag, payload)
         return None
 

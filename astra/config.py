@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 from astra import faults
 from astra.data_config import DataConfig
 from astra.errors import ConfigError
+from astra.failure_config import FailuresConfig
 from astra.packaged import CheckpointName
 from astra.presets import PRESETS, Family, Preset, Size
 from astra.section import Section, named
@@ -214,6 +215,8 @@ class BenchConfig(Section):
     """What `astra bench` has every strategy answer to say how accurate it is; `astra generate` has none."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for any one message, and for every rank to show up."""
+    failures: FailuresConfig = FailuresConfig()
+    """How soon a lost peer is noticed, and what becomes of the run."""
 
     def weights(self, world_size: int, cpus: Sequence[float] | None = None) -> tuple[float, ...]:
         """Return the share of each of `world_size` ranks.

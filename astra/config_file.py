@@ -112,6 +112,10 @@ def _generation_faults(where: str, raw: dict[str, Any], command: Command) -> lis
     if command == "bench":
         return [faults.fault(where, ("generation",), "left out", given, "or run `astra generate`")]
     entries, found = raw.get("strategies"), list[str]()
+    failures = raw.get("failures")
+    if isinstance(failures, dict) and failures.get("on_failure") in ("degrade", "replan"):
+        path, policy = ("failures", "on_failure"), failures["on_failure"]
+        found.append(faults.fault(where, path, "'fail' to generate", policy, "only benchmarks go on without a peer"))
     if isinstance(entries, list):
         found += unsuited_strategies(where, [_valid(_STRATEGY, entry) for entry in entries])
     generation = _valid(_GENERATION, given)

@@ -5,6 +5,7 @@
 
 With `on_missing: stale`, rows that are missing are taken from the layer before, as `CarryOver` says; absent are then
 those that never came in this request. Every rank goes on when its own waiting is over, so a peer may be a layer ahead.
+A peer that is gone is neither sent to nor waited for.
 """
 
 import time
@@ -64,7 +65,7 @@ class DatagramExchange:
             labelled = self._labelled(tag, rows_RV)
             for _ in range(self._config.copies):
                 for label, piece in labelled:
-                    for peer in self._collectives.in_turn(self._ways.to):
+                    for peer in self._collectives.in_turn(set(self._ways.to) - self._collectives.watch.gone):
                         self._port.send(peer, label, piece)
         if tag.layer == 0:
             self._left_s.clear()
@@ -111,8 +112,10 @@ class DatagramExchange:
     def _gather(self, tag: Tag, assemblies: dict[int, Assembly]) -> None:
         """Collect datagrams until every message is complete or has been waited for long enough."""
         left_s = self._left_s[tag.request, tag.layer]
+        self._collectives.watch.check(())
         while True:
-            waited_for = [peer for peer, assembly in assemblies.items() if not assembly.is_complete]
+            gone = self._collectives.watch.gone
+            waited_for = [peer for peer, each in assemblies.items() if not each.is_complete and peer not in gone]
             limits_s = [self._patience.limit_s(peer, tag.layer) for peer in waited_for]
             rest_s = max(limits_s, default=0.0) - (time.monotonic() - left_s)
             arrived = self._port.collect(rest_s if waited_for else 0.0)

@@ -1,6 +1,7 @@
 """Who this process is among its peers, from the environment variables that `torch.distributed` programs read too.
 
-    RANK WORLD_SIZE MASTER_ADDR MASTER_PORT   required            OMP_NUM_THREADS TESTBED_OUT TESTBED_CPUS   optional
+    RANK WORLD_SIZE MASTER_ADDR MASTER_PORT   required
+    OMP_NUM_THREADS TESTBED_OUT TESTBED_CPUS TESTBED_DEVICE CONTROL_ENDPOINT CURVE_KEYS   optional
 
 Reads variables and checks them; reaches nobody.
 """
@@ -34,6 +35,12 @@ class Environment:
     """Threads for torch, or None to leave torch's own choice."""
     cpus: float | None = None
     """Cores that this device may use, or a share of one; None where nobody said."""
+    device: str = ""
+    """What the others may call this device in messages."""
+    control_endpoint: str | None = None
+    """Where rank 0 listens for who still takes part, beside the data network; None for on it, at `master_port`."""
+    curve_keys: Path | None = None
+    """File with this rank's keys (see `transport.keys`); None for connections in plain text."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Environment":
@@ -65,7 +72,9 @@ class Environment:
         if faults:
             raise ConfigError(faults)
         out = Path(variables.get("TESTBED_OUT") or DEFAULT_OUT)
-        return cls(rank, world_size, master_addr, master_port, out, threads, cpus)
+        device, control = variables.get("TESTBED_DEVICE", ""), variables.get("CONTROL_ENDPOINT") or None
+        keys = Path(variables["CURVE_KEYS"]) if variables.get("CURVE_KEYS") else None
+        return cls(rank, world_size, master_addr, master_port, out, threads, cpus, device, control, keys)
 
 
 def _positive(text: str) -> float | None:

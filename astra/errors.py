@@ -3,7 +3,9 @@
     AstraError                  exit code 1: the run failed
     ├── ConfigError             exit code 2: a config, file or argument is wrong; holds every fault found
     ├── TransportError          a message could not be sent or read
-    │   └── PeerTimeoutError    a peer did not deliver in time; names the peer, request, layer and phase
+    │   ├── PeerTimeoutError    a peer did not deliver in time; names the peer, request, layer and phase
+    │   ├── PeerLostError       a peer died, stands still or is cut off; names it, and who waited for what
+    │   └── RecallError         rank 0 calls all together again: who leads the rank's life catches it
     └── WireError               bytes that do not decode to what they claim to be
 
 Messages read `<where>: <field> must be <rule>, got <value!r>; <what to do>`.
@@ -11,7 +13,15 @@ Messages read `<where>: <field> must be <rule>, got <value!r>; <what to do>`.
 
 from collections.abc import Sequence
 
-__all__ = ["AstraError", "ConfigError", "PeerTimeoutError", "TransportError", "WireError"]
+__all__ = [
+    "AstraError",
+    "ConfigError",
+    "PeerLostError",
+    "PeerTimeoutError",
+    "RecallError",
+    "TransportError",
+    "WireError",
+]
 
 
 class AstraError(Exception):
@@ -36,6 +46,14 @@ class TransportError(AstraError):
 
 class PeerTimeoutError(TransportError):
     """A peer did not deliver within its deadline."""
+
+
+class PeerLostError(TransportError):
+    """A peer died, stands still or is cut off, and nobody goes on without it."""
+
+
+class RecallError(TransportError):
+    """A peer was lost or has come back: leave what you are doing and wait for the next epoch."""
 
 
 class WireError(AstraError):

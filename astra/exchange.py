@@ -2,6 +2,7 @@
 
     own rows ──start──► peers that look at them         reliable: one message; all rows arrive
     peers' rows ◄──wait── by order of rank              datagram: parts with a deadline; some rows may be absent
+                                                        both: those of a peer that is gone are absent
 
 A strategy says what a row is (`rows.RowCodec`), and gets its peers' rows with a note of which are absent; attention
 leaves those out.
@@ -89,7 +90,8 @@ class _ReliableExchange:
     def start(self, tag: Tag, rows_RV: Tensor) -> PendingRows:
         """Send one message a peer."""
         payload = self._codec.encode(rows_RV) if self._ways.to else b""
-        pending = self._collectives.start_exchange(tag, payload, to=self._ways.to, of=self._ways.of)
+        to, of = self._ways.to, self._ways.of
+        pending = self._collectives.start_exchange(tag, payload, to=to, of=of, forgiving=True)
         return _PendingMessages(pending, self._codec, self._ways, rows_RV.shape[1])
 
 
@@ -101,7 +103,18 @@ class _PendingMessages:
     values: int
 
     def wait(self) -> Rows:
-        """Wait for all peers."""
+        """Wait for all peers that are not gone."""
         payloads = self.pending.wait()
-        parts = [self.codec.decode(payloads[peer], self.ways.counts[peer], self.values) for peer in self.ways.of]
-        return Rows(torch.cat(parts) if parts else torch.empty(0, self.values, dtype=self.codec.dtype), None)
+        counts = self.ways.counts
+        parts = [
+            self.codec.decode(payloads[peer], counts[peer], self.values)
+            if peer in payloads
+            else torch.zeros(counts[peer], self.values, dtype=self.codec.dtype)
+            for peer in self.ways.of
+        ]
+        if not parts:
+            return Rows(torch.empty(0, self.values, dtype=self.codec.dtype), None)
+        if len(payloads) == len(parts):
+            return Rows(torch.cat(parts), None)
+        absent = [torch.full((counts[peer],), peer not in payloads) for peer in self.ways.of]
+        return Rows(torch.cat(parts), torch.cat(absent))

@@ -31,6 +31,7 @@ from astra import overhead, placement
 from astra.checkpoint import checkpoint_folder
 from astra.collectives import Collectives
 from astra.config import BenchConfig
+from astra.control.opening import OpenControl, open_control
 from astra.environment import Environment
 from astra.errors import ConfigError
 from astra.generation_faults import generation_faults
@@ -66,6 +67,7 @@ def run_generation(
     environment: Environment,
     reporter: Reporter,
     connect: Connect = connect_zeromq,
+    open_control: OpenControl = open_control,
     watch: Watch | None = None,
 ) -> list[GenerationResult]:
     """Be one rank that generates, from start to end; return the results on rank 0, and an empty list elsewhere.
@@ -75,7 +77,7 @@ def run_generation(
         AstraError: A peer did not answer or a message could not be read; names rank, strategy and text.
     """
     _check_checkpoint(config)
-    with connected(config, environment, connect) as world:
+    with connected(config, environment, connect, open_control) as world:
         rank = _Rank(config, world, reporter, watch)
         results = [result for job in world.jobs if (result := rank.serve(job)) is not None]
         rank.write_trace(environment.out)

@@ -125,6 +125,12 @@ class Answer:
     """Rank 0's seconds by span name."""
     datagrams: DatagramCounts | None = None
     """Of all ranks; None where nothing is sent as datagrams."""
+    world_size: int | None = None
+    """Ranks over which it was split."""
+    left_out: tuple[int, ...] = ()
+    """Ranks that were lost on the way, whose tokens the answer does without."""
+    attempts: int = 1
+    """How often it was asked; the latency is from the first time."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,9 @@ def request_row(strategy: StrategyConfig, placement: str, answer: Answer, refere
         "agreement_cosine": None if agreement is None else agreement[0],
         "top1_same": None if agreement is None else agreement[1],
         **_datagram_cells(answer.datagrams),
+        "world_size": answer.world_size,
+        "attempts": answer.attempts,
+        "degraded": " ".join(map(str, answer.left_out)) or None,
         **spans,
         "answer_digest": hashlib.blake2b(answer.logits.tobytes(), digest_size=DIGEST_BYTES).hexdigest(),
     }
@@ -222,6 +231,8 @@ def summary_row(
         "agreement_cosine": float(np.mean([cosine for cosine, _ in agreements])) if agreements else None,
         "agreement_top1_pct": 100 * float(np.mean([same for _, same in agreements])) if agreements else None,
         "missing_tokens_pct": _missing_pct(result.answers),
+        "requests_degraded": sum(bool(answer.left_out) for answer in result.answers),
+        "requests_repeated": sum(answer.attempts > 1 for answer in result.answers),
     }
 
 

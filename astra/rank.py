@@ -1,8 +1,10 @@
 """What one rank does whatever it serves: get ready, join the others, share inputs, mark, say where it failed.
 
-    config + environment ──connected──► World (model, jobs, inputs, collectives) ──Rank──► benchmark or generation
+    config + environment ──load──► Loaded (model, inputs) ──join(epoch)──► World (jobs, collectives) ──Rank──► benchmark
+                                                        ▲                                                 or generation
+                                                        └── another epoch: other members, the same model
 
-Knows nothing of what is measured.
+Knows nothing of what is measured. Who takes part is the control plane's business (`control`).
 """
 
 import gc
@@ -10,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +20,8 @@ from torch import Tensor
 
 from astra.collectives import Collectives
 from astra.config import BenchConfig
+from astra.control import Control, Epoch, Limits
+from astra.control.opening import OpenControl, open_control
 from astra.data import load_inputs, to_input
 from astra.environment import Environment
 from astra.errors import AstraError, ConfigError
@@ -31,11 +36,24 @@ from astra.strategy_config import uses_datagrams
 from astra.timeline import Timeline
 from astra.transport import Tag, Transport
 from astra.transport.datagram import DatagramPort, open_port
+from astra.transport.keys import Keys
 from astra.transport.listening import SentCodes
 from astra.transport.rendezvous import Place, own_address
 from astra.transport.zeromq import connect as connect_zeromq
 
-__all__ = ["TRACE_FILE", "Connect", "Rank", "World", "connect_zeromq", "connected", "quiet_collector"]
+__all__ = [
+    "TRACE_FILE",
+    "Connect",
+    "Loaded",
+    "Rank",
+    "World",
+    "connect_zeromq",
+    "connected",
+    "controlled",
+    "join",
+    "load",
+    "quiet_collector",
+]
 
 Connect = Callable[[int, int, str, int, float], Transport]
 """Takes rank, world size, master address, master port and a timeout in seconds."""
@@ -46,8 +64,22 @@ TRACE_FILE = "timeline.json"
 MAX_INPUTS = 128
 """Most inputs held in memory; later requests ask about them again. 100 MB for images of 512 x 512 pixels."""
 
+MEETING_S = 10.0
+"""Longest time to connect anew: all are ready for it."""
+
 SETTLE_S = 0.1
 """Wait around a mark: longer than TCP delays an acknowledgement (40 ms), so that none falls on the wrong side."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a rank has by itself."""
+
+    model: ModelAdapter
+    inputs: Array | None
+    """Pixels [N, 3, H, W] or token ids [N, T]; None on a rank that is sent what it needs."""
+    labelled: LabelledSet | None
+    """What strategies answer besides, if the config names any."""
 
 
 @dataclass(frozen=True)
@@ -57,53 +89,117 @@ class World:
     model: ModelAdapter
     jobs: list[Job]
     inputs: Array | None
-    """Pixels [N, 3, H, W] or token ids [N, T]; None on a rank that is sent what it needs."""
+    """Those of `Loaded`."""
     collectives: Collectives
     codes: SentCodes
     """What the collectives send through, in the order in which they do."""
     labelled: LabelledSet | None = None
-    """What strategies answer besides, if the config names any."""
+    """That of `Loaded`."""
 
 
 @contextmanager
-def connected(config: BenchConfig, environment: Environment, connect: Connect) -> Iterator[World]:
-    """Load everything, join the others, and leave them in peace, or at once if something failed.
+def connected(
+    config: BenchConfig, environment: Environment, connect: Connect, open_control: OpenControl = open_control
+) -> Iterator[World]:
+    """Load everything, join the others, and leave them in peace, or at once if something failed; for good.
 
     Raises:
         ConfigError: The config does not fit this world, or codebooks, checkpoint or inputs cannot be read.
         AstraError: Not all ranks showed up.
     """
+    with controlled(config, environment, open_control) as control:
+        loaded = load(config, environment)
+        epoch = control.first_epoch()
+        assert epoch is not None, "nobody is left out where nobody goes on without"
+        with join(loaded, config, environment, connect, epoch=epoch) as world:
+            control.begin(epoch, world.collectives.watch)
+            yield world
+
+
+def controlled(config: BenchConfig, environment: Environment, open_control: OpenControl) -> Control:
+    """Open this rank's end of the control plane."""
+    return open_control(environment, Limits.of(config.failures, config.timeout_s))
+
+
+def load(config: BenchConfig, environment: Environment) -> Loaded:
+    """Load what a rank needs whoever the others are.
+
+    Raises:
+        ConfigError: Codebooks, checkpoint or inputs cannot be read, or a strategy cannot be spread over all devices.
+    """
     if environment.num_threads is not None:
         torch.set_num_threads(environment.num_threads)
     model = load_model(config.model)
-    by_cpus = config.partition == "cpus"
     labelled = None if config.accuracy is None else LabelledSet(config.accuracy, config, model)
-    jobs = [] if by_cpus else _lay_out(config, model, labelled, environment.world_size)
+    if config.partition != "cpus":
+        _lay_out(config, model, labelled, environment.world_size)  # before anybody is waited for
     has_inputs = environment.rank == 0 or config.input.placement == "replicated"
     count = min(config.requests, MAX_INPUTS)
     inputs = load_inputs(config.input, config.model, count, "request") if has_inputs else None
     _check_vocabulary(inputs, model)
-    address = (environment.master_addr, environment.master_port)
-    transport = SentCodes(connect(environment.rank, environment.world_size, *address, config.timeout_s))
+    return Loaded(model, inputs, labelled)
+
+
+@contextmanager
+def join(
+    loaded: Loaded, config: BenchConfig, environment: Environment, connect: Connect, *, epoch: Epoch
+) -> Iterator[World]:
+    """Connect to an epoch's other members, and leave them in peace, or at once if something failed.
+
+    Raises:
+        ConfigError: The config does not fit these members, or they hold different inputs.
+        AstraError: Not all members showed up.
+    """
+    place = Place(
+        epoch.place_of(environment.rank),
+        len(epoch.members),
+        environment.master_addr,
+        epoch.port or environment.master_port,
+    )
+    config = _for_members(config, epoch)
+    limit_s = min(config.timeout_s, MEETING_S) if epoch.number else config.timeout_s
+    transport = SentCodes(_with_keys(connect, environment, epoch)(*place, limit_s))
     port: DatagramPort | None = None
     complete = False
     try:
         if any(uses_datagrams(strategy) for strategy in config.strategies):
-            here = own_address(Place(environment.rank, environment.world_size, *address))
-            port = open_port(transport, here, config.timeout_s)
+            port = open_port(transport, own_address(place), config.timeout_s)
+            port.epoch = epoch.number
         collectives = Collectives(transport, config.timeout_s, port)
-        if by_cpus or config.model.is_text or labelled is not None:
-            examples = None if labelled is None else labelled.examples.inputs
-            greetings = exchange(collectives, Greeting.of(environment.cpus, inputs, examples))
-            if by_cpus:
-                cpus = [greeting.cpus for greeting in greetings]
-                jobs = _lay_out(config, model, labelled, environment.world_size, cpus)
-        yield World(model, jobs, inputs, collectives, transport, labelled)
+        jobs = _meet(loaded, config, environment, collectives)
+        yield World(loaded.model, jobs, loaded.inputs, collectives, transport, loaded.labelled)
         complete = True
     finally:
         if port is not None:
             port.close()
         transport.close(abort=not complete)
+
+
+def _with_keys(connect: Connect, environment: Environment, epoch: Epoch) -> Connect:
+    """Let `connect` use this rank's keys, if it has any, among an epoch's members."""
+    if environment.curve_keys is None:
+        return connect
+    keys = Keys.read(environment.curve_keys, environment.rank, environment.world_size)
+    return partial(connect, keys=keys.among(epoch.members))
+
+
+def _meet(loaded: Loaded, config: BenchConfig, environment: Environment, collectives: Collectives) -> list[Job]:
+    """Compare notes with the other members where that is needed, and lay out the work."""
+    by_cpus, labelled = config.partition == "cpus", loaded.labelled
+    cpus = None
+    if by_cpus or config.model.is_text or labelled is not None:
+        examples = None if labelled is None else labelled.examples.inputs
+        greetings = exchange(collectives, Greeting.of(environment.cpus, loaded.inputs, examples))
+        cpus = [greeting.cpus for greeting in greetings] if by_cpus else None
+    return _lay_out(config, loaded.model, labelled, collectives.world_size, cpus)
+
+
+def _for_members(config: BenchConfig, epoch: Epoch) -> BenchConfig:
+    """Return the config with the weights of an epoch's members only."""
+    if isinstance(config.partition, str) or len(config.partition) == len(epoch.members):
+        return config
+    weights = tuple(config.partition[rank] for rank in epoch.members)
+    return config.model_copy(update={"partition": weights})
 
 
 def _lay_out(
@@ -149,16 +245,22 @@ class Rank:
         self._model = world.model
         self._whole_inputs = world.inputs
         self._codec = codec_for(config, world.model)
-        self._collectives = world.collectives
         self._reporter = reporter
-        self._rank = world.collectives.rank
-        self._timeline = Timeline(self._rank, world.codes.messages)
+        self._timeline = Timeline(world.collectives.rank)
         self._next_request = 0
+        self.enter(world)
+
+    def enter(self, world: World) -> None:
+        """Go on among these members; spans so far are kept, and are from now on those of this rank's new number."""
+        self._collectives = world.collectives
+        self._rank = world.collectives.rank
+        self._timeline = Timeline(self._rank, world.codes.messages).after(self._timeline)
 
     def write_trace(self, folder: Path) -> None:
         """Bring all ranks' spans to rank 0 and write them there."""
         with self._named("collecting timelines"):
-            packed = self._collectives.gather(Tag(self._next_request, 0, "timeline"), self._timeline.to_bytes())
+            tag = Tag(self._next_request, 0, "timeline")
+            packed = self._collectives.gather(tag, self._timeline.to_bytes(), forgiving=True)
         if packed is not None:
             folder.mkdir(parents=True, exist_ok=True)
             others = [Timeline.from_bytes(spans) for spans in packed.values()]
@@ -190,7 +292,7 @@ class Rank:
         """Mark on every rank, rank 0 last, while nothing is under way."""
         ready = Tag(self._next_request, 0, "ready")
         if self._rank == 0:
-            self._collectives.gather(ready, b"")
+            self._collectives.gather(ready, b"", forgiving=True)
         self._settle()
         self._timeline.mark(name)
         links = self._reporter.mark(name)

@@ -74,6 +74,11 @@ class Timeline:
         self._layer = NO_LAYER
         self._begin_ns = 0
 
+    def after(self, earlier: "Timeline") -> Self:
+        """Put the spans and marks of an earlier stretch of the run before this one's; return this one."""
+        self._records, self.marks = [*earlier._records, *self._records], [*earlier.marks, *self.marks]
+        return self
+
     def begin_request(self, request: int) -> None:
         """Count the spans that follow to this request."""
         assert not self._begin_ns, f"request {request} begins inside the span {self._name!r}"

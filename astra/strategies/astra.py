@@ -164,14 +164,17 @@ class AstraStrategy:
         return self._translations[layer].gather(0, codes_RG).view_as(codes_RV)
 
     def _bring_answer(self, request: Request, row_BD: Tensor) -> Tensor | None:
-        """Return on rank 0 the mean of the class copies, or the last token's row if causal; None elsewhere."""
+        """Return on rank 0 the mean of the class copies of all that are not gone, or the last token's row if causal;
+        None elsewhere.
+        """
         rank, shape = self._collectives.rank, self._model.shape
         if shape.causal:
             owner = answer_rank(shape, self._collectives.world_size)
             with self._timeline.span("send" if rank == owner else "wait"):
                 return bring_answer(self._collectives, Tag(request.index, shape.num_layers, "answer"), row_BD, owner)
         with self._timeline.span("wait" if rank == 0 else "send"):
-            payloads = self._collectives.gather(Tag(request.index, shape.num_layers, "class"), encode(row_BD, "fp32"))
+            tag = Tag(request.index, shape.num_layers, "class")
+            payloads = self._collectives.gather(tag, encode(row_BD, "fp32"), forgiving=True)
         if payloads is None:
             return None
         copies = [decode(payload, "fp32", *row_BD.shape) for payload in payloads.values()]

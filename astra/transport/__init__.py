@@ -19,14 +19,17 @@ from astra.transport.framing import (
     framed_size,
     num_frames,
 )
+from astra.transport.watch import PeerGoneError, Watch
 
 __all__ = [
     "CHUNK_BYTES",
     "HEADER_BYTES",
     "MAX_MESSAGE_BYTES",
+    "PeerGoneError",
     "Tag",
     "Traffic",
     "Transport",
+    "Watch",
     "framed_size",
     "num_frames",
 ]
@@ -65,11 +68,17 @@ class Transport(Protocol):
         """The counters as they stand now; a snapshot."""
         ...
 
+    @property
+    def watch(self) -> Watch:
+        """What it does just now, for another thread, which may interrupt it there."""
+        ...
+
     def send(self, peer: int, tag: Tag, payload: bytes | bytearray | memoryview) -> None:
         """Queue a message; the payload may be changed as soon as this returns.
 
         Raises:
             TransportError: there is no connection to the peer, or the transport is closed.
+            PeerLostError, RecallError: the control plane has raised its alarm.
         """
         ...
 
@@ -78,6 +87,8 @@ class Transport(Protocol):
 
         Raises:
             PeerTimeoutError: it did not arrive within `timeout_s` seconds.
+            PeerGoneError: the peer is done without.
+            PeerLostError, RecallError: as `send`.
         """
         ...
 
@@ -86,6 +97,8 @@ class Transport(Protocol):
 
         Raises:
             PeerTimeoutError: none arrived within `timeout_s` seconds.
+            PeerGoneError: one of the peers is done without, and the message of none is here.
+            PeerLostError, RecallError: as `send`.
         """
         ...
 

@@ -1,7 +1,7 @@
 """The half of a transport that does not depend on its network: cutting, counting, keeping, deadlines.
 
 A network supplies three moves: push one frame to a peer, wait for frames and offer them to the mailbox, let
-go.
+go. Whoever waits looks now and then whether its `watch` still wants it to.
 """
 
 import time
@@ -12,8 +12,12 @@ from astra.errors import PeerTimeoutError, TransportError
 from astra.transport import Traffic
 from astra.transport.framing import Frame, Tag, cut
 from astra.transport.mailbox import Mailbox
+from astra.transport.watch import Waiting, Watch
 
 __all__ = ["FramedTransport"]
+
+LOOK_EVERY_S = 0.05
+"""Longest wait for frames before a look at the watch."""
 
 
 class FramedTransport(ABC):
@@ -23,7 +27,8 @@ class FramedTransport(ABC):
         self.rank = rank
         self.world_size = world_size
         self._token = token
-        self._mailbox = Mailbox(rank, token)
+        self.watch = Watch()
+        self._mailbox = Mailbox(rank, token, self.watch)
         self._payload_bytes_sent = 0
         self._frames_sent = 0
         self._messages_sent = 0
@@ -44,8 +49,16 @@ class FramedTransport(ABC):
         """Queue a message; see `Transport.send`."""
         self._check_open()
         self._check_peer(peer)
+        if peer in self.watch.gone:
+            return
         for frame in cut(self._token, self.rank, tag, payload):
-            self._push(peer, tag, frame)
+            try:
+                self._push(peer, tag, frame)
+            except TransportError:
+                if self.watch.is_done_without(peer):
+                    return
+                raise
+            self.watch.note_sent(peer)
             self._frames_sent += 1
             self._payload_bytes_sent += len(frame[1])
         self._messages_sent += 1
@@ -60,15 +73,26 @@ class FramedTransport(ABC):
         for peer in peers:
             self._check_peer(peer)
         self._mailbox.begin(tag.request)
-        deadline = time.monotonic() + timeout_s
         message = self._mailbox.take(peers, tag)
-        while message is None:
+        if message is not None:
+            return message
+        self.watch.waiting = Waiting(tuple(peers), tag, time.monotonic())
+        try:
+            return self._await(peers, tag, timeout_s)
+        finally:
+            self.watch.waiting = None
+
+    def _await(self, peers: Collection[int], tag: Tag, timeout_s: float) -> tuple[int, memoryview]:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.watch.check(peers)
             remaining_s = deadline - time.monotonic()
-            arrived = self._pull(peers, max(0.0, remaining_s))
+            self._pull(peers, min(max(0.0, remaining_s), LOOK_EVERY_S))
             message = self._mailbox.take(peers, tag)
-            if message is None and (not arrived or remaining_s <= 0):
+            if message is not None:
+                return message
+            if remaining_s <= 0:
                 raise PeerTimeoutError(self._describe_wait(peers, tag, timeout_s))
-        return message
 
     def _describe_wait(self, peers: Collection[int], tag: Tag, timeout_s: float) -> str:
         names = ", ".join(str(peer) for peer in sorted(peers))

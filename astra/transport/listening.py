@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection
 from typing import NamedTuple
 
-from astra.transport import Tag, Traffic, Transport
+from astra.transport import Tag, Traffic, Transport, Watch
 
 __all__ = ["Message", "SentCodes"]
 
@@ -63,6 +63,11 @@ class SentCodes:
     def traffic(self) -> Traffic:
         """See `Transport`."""
         return self._transport.traffic
+
+    @property
+    def watch(self) -> Watch:
+        """See `Transport`."""
+        return self._transport.watch
 
     def send(self, peer: int, tag: Tag, payload: bytes | bytearray | memoryview) -> None:
         """See `Transport`."""

@@ -5,7 +5,8 @@
 A peer may be a layer ahead: its messages wait here for their tag. A peer may be behind, or dead and its
 frames late: what belongs to an earlier request than the one last asked for is dropped and counted as stale.
 Frames that are not ours (another run's token, a header that is not one, a chunk out of turn) are dropped
-and counted as malformed, and the first one is logged; nothing that arrives can raise.
+and counted as malformed, and the first one is logged; nothing that arrives can raise. What a peer sends that
+was declared lost is stale too, since others may not have got it.
 """
 
 import logging
@@ -14,6 +15,7 @@ from collections.abc import Collection
 
 from astra.errors import TransportError
 from astra.transport.framing import CHUNK_BYTES, HEADER_BYTES, Header, Tag, decode_header, num_frames
+from astra.transport.watch import Watch
 
 __all__ = ["Mailbox"]
 
@@ -34,11 +36,12 @@ class _Partial:
 class Mailbox:
     """Join frames to messages and keep them by tag, in order of arrival."""
 
-    def __init__(self, rank: int, token: int):
+    def __init__(self, rank: int, token: int, watch: Watch | None = None):
         self.stale = 0
         self.malformed = 0
         self._rank = rank
         self._token = token
+        self._watch = watch or Watch()
         self._request = 0
         self._partial: dict[int, _Partial] = {}
         self._complete: dict[Tag, deque[tuple[int, memoryview]]] = {}
@@ -50,9 +53,11 @@ class Mailbox:
             self._reject(peer, "its header cannot be read")
         elif header.token != self._token or header.sender != peer:
             self._reject(peer, f"it is of another run or from rank {header.sender}")
-        elif header.tag.request < self._request:
+        elif header.tag.request < self._request or peer in self._watch.gone:
+            self._watch.note_received(peer)
             self.stale += 1
         else:
+            self._watch.note_received(peer)
             self._join(peer, header, memoryview(frame)[HEADER_BYTES:])
 
     def _join(self, peer: int, header: Header, piece: memoryview) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from astra.config import BenchConfig
+from astra.control.opening import open_control, without_control
 from astra.environment import Environment
 from astra.measure import StrategyResult
 from astra.reporting import Links, Row
-from astra.transport import Tag, Traffic, Transport, inproc, zeromq
+from astra.transport import Tag, Traffic, Transport, Watch, inproc, zeromq
 from astra.worker import run_rank
 
 WORDS = {"hello", "greetings", "start", "done", "ready", "end", "counters", "timeline"}
@@ -36,6 +37,9 @@ class Notebook:
     def progress(self, label: str, done: int, total: int) -> None:
         self.steps.append((label, done, total))
 
+    def again(self) -> bool:
+        return False
+
     def close(self) -> None: ...
 
 
@@ -58,6 +62,10 @@ class Recorder:
     @property
     def traffic(self) -> Traffic:
         return self.inner.traffic
+
+    @property
+    def watch(self) -> Watch:
+        return self.inner.watch
 
     def send(self, peer: int, tag: Tag, payload: bytes | bytearray | memoryview) -> None:
         self.sent.append((peer, tag, bytes(payload)))
@@ -114,7 +122,7 @@ def serve(
     def live(rank: int) -> None:
         environment = Environment(rank, world_size, "127.0.0.1", port or 1, out, 1, cpus[rank] if cpus else None)
         try:
-            results = run_rank(config, environment, notebooks[rank], connect)
+            results = run_rank(config, environment, notebooks[rank], connect, open_control if port else without_control)
         except Exception as error:  # noqa: BLE001 -- handed to the test, which says what it expects
             world.errors[rank] = error
         else:
