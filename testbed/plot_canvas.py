@@ -30,7 +30,7 @@ _GROUND = {
     PAPER: ("paper", "#ffffff"),
     ALARM: ("alarm", "#b3261e"),
 }
-PALETTE = ("#0072b2", "#e08e00", "#009e73", "#56b4e9", "#d55e00", "#aa4499", "#7f8790", "#8c6d1f")
+PALETTE = ("#0072b2", "#e08e00", "#009e73", "#56b4e9", "#d55e00", "#aa4499", "#7f8790", "#8c6d1f", "#c3c9d0")
 """Colours of series on a light ground, `--series-0` and so on."""
 SERIES = tuple(f"#0b0c{number:02x}" for number in range(len(PALETTE)))
 

@@ -81,11 +81,16 @@ class Span:
 def curves(
     lines: Sequence[Curve], *, x_label: str, y_label: str, log_x: bool, log_y: bool = False, rule: float | None = None
 ) -> str:
-    """Draw lines over a common axis, with bands where they have any, and a rule at a value that matters."""
-    rows_of_legend = math.ceil(len(lines) / 2)
+    """Draw lines over a common axis, with bands where they have any, and a rule at a value that matters.
+
+    A line without points is not drawn, but the others look as if it were: so do charts of the same lines.
+    """
+    rows_of_legend = math.ceil(sum(bool(line.x) for line in lines) / 2)
     figure, axes = new_figure(230 + 15 * rows_of_legend)
     looks = _looks([line.group or line.label for line in lines])
     for line, (colour, dash, marker) in zip(lines, looks, strict=True):
+        if not line.x:
+            continue
         if line.low:
             axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
         axes.plot(
@@ -121,10 +126,12 @@ def spreads(rows: Sequence[Spread], *, x_label: str, log: bool = False, rule: fl
 
 
 @styled
-def stacks(bars: Sequence[Stack], *, label: str, order: Sequence[str], upright: bool = False) -> str:
+def stacks(
+    bars: Sequence[Stack], *, label: str, order: Sequence[str], upright: bool = False, top: float | None = None
+) -> str:
     """Draw bars of parts that add up; lying down with long labels, or upright where labels are short.
 
-    `order` names the parts; charts that share it give a part the same colour.
+    `order` names the parts; charts that share it give a part the same colour. `top` is where upright bars' axis ends.
     """
     parts = [part for part in order if any(bar.parts.get(part) for bar in bars)]
     figure, axes = new_figure((240 if upright else 60 + ROW * len(bars)) + 15 * math.ceil(len(parts) / 5))
@@ -138,6 +145,7 @@ def stacks(bars: Sequence[Stack], *, label: str, order: Sequence[str], upright: 
     if upright:
         axes.set_xticks(places, [bar.label for bar in bars])
         axes.set_ylabel(label)
+        axes.set_ylim(0, top)
         axes.grid(axis="y")
     else:
         _label_rows(axes, [bar.label for bar in bars])
@@ -179,7 +187,7 @@ def steps(course: Sequence[tuple[float, float]], *, end: float, y_label: str, cu
     """Draw a value that stays until it changes, from 0 to `end` seconds, shaded where the link is cut."""
     figure, axes = new_figure(150)
     for span in cut:
-        axes.axvspan(span.begin, span.end, color=ALARM, alpha=0.3, linewidth=0)
+        axes.axvspan(span.begin, span.end, color=ALARM, alpha=0.45, linewidth=0)
     x, y = [at for at, _ in course], [value for _, value in course]
     axes.step([*x, end], [*y, y[-1]], where="post", color=SERIES[0], linewidth=1.3)
     axes.set_xlim(0, end)

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from testbed import plots
 from testbed.record import Row
 from testbed.report import break_even, outcome
-from testbed.report.axes import Setting, main_axis
+from testbed.report.axes import Setting, Value, main_axis
 from testbed.report.folder import RunFolder
 from testbed.report.model import Figure, Section, table
 from testbed.report.rows import middle, numbers
-from testbed.report.time_spent import by_strategy, part_names
+from testbed.report.time_spent import UNTOLD, by_strategy, part_names
 
 __all__ = ["Point", "points", "sections"]
 
 Cells = Sequence[tuple[Setting, RunFolder]]
-Panel = tuple[tuple[str, object], ...]
+Panel = tuple[tuple[str, Value], ...]
 """The settings of all axes but the one that is drawn along."""
 
 MOST_PANELS = 12
@@ -68,9 +68,11 @@ def _latency(panels: dict[Panel, dict[str, dict[float, Point]]], along: str) -> 
     for panel, by_label in list(panels.items())[:MOST_PANELS]:
         name = f", {_named(panel)}" if panel else ""
         gains = [_curve(label, {at: point.speedup for at, point in by_x.items()}) for label, by_x in by_label.items()]
-        gains = [curve for curve in gains if curve.x]
+        gains = [
+            curve if set(curve.y) - {1.0} else plots.Curve(curve.label, (), (), group=curve.group) for curve in gains
+        ]
         draw = functools.partial(plots.curves, x_label=_unit(along), log_x=_is_wide(by_label), log_y=True)
-        if gains:
+        if any(curve.x for curve in gains):
             chart = draw(gains, y_label="times as fast as one device", rule=1.0)
             figures.append(Figure(f"Speed-up{name}", chart))
         times = [_curve(label, {at: point.latency for at, point in by_x.items()}) for label, by_x in by_label.items()]
@@ -96,7 +98,7 @@ def _break_even(panels: dict[Panel, dict[str, dict[float, Point]]], along: str) 
                 best = max(curve, key=lambda pair: pair[1])
                 rows.append(
                     {
-                        **{name: str(value) for name, value in panel},
+                        **dict(panel),
                         "strategy": label,
                         "wins": break_even.describe(curve, unit),
                         "best_speedup": best[1],
@@ -104,7 +106,7 @@ def _break_even(panels: dict[Panel, dict[str, dict[float, Point]]], along: str) 
                         f"measured, {unit}": f"{min(curve)[0]:g} to {max(curve)[0]:g}",
                     }
                 )
-    title = "Break-even rate" if along.endswith("rate_mbps") else f"Break-even over {_unit(along)}"
+    title = "Break-even" if along.endswith("rate_mbps") else f"Break-even over {_unit(along)}"
     if not rows:
         return Section("break-even", title, missing=("No run compares with one device (speedup_vs_single).",))
     lead = (
@@ -120,7 +122,7 @@ def _time(cells: Cells, along: str) -> Section:
     order: list[str] = []
     for setting, run in cells:
         requests = run.rows("requests")
-        order = list(dict.fromkeys([*order, *part_names(requests)]))
+        order += [name for name in part_names(requests)[:-1] if name not in order]
         for label, parts in by_strategy(requests).items():
             found.setdefault((_panel(setting, along), label), {})[numbers([setting], along)[0]] = parts
     title = "Where the time goes"
@@ -133,7 +135,7 @@ def _time(cells: Cells, along: str) -> Section:
             for at, parts in sorted(by_x.items())
         ]
         name = f"{label}, {_named(panel)}" if panel else label
-        chart = plots.stacks(bars, label="milliseconds", order=order, upright=True)
+        chart = plots.stacks(bars, label="milliseconds", order=[*order, UNTOLD], upright=True)
         figures.append(Figure(name, chart))
     lead = f"Mean over a run's requests, by {_unit(along)}; of repetitions the last. Each run's own report has layers."
     if len(found) > 2 * MOST_PANELS:
@@ -172,7 +174,8 @@ def _named(panel: Panel) -> str:
 def _with_unit(name: str, value: object) -> str:
     last = name.rpartition(".")[2]
     what = last.rpartition("_")[0] or last
-    return f"{value} devices" if last == "count" else f"{what} {value} {UNITS.get(last, '')}".strip()
+    said = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{said} devices" if last == "count" else f"{what} {said} {UNITS.get(last, '')}".strip()
 
 
 def _unit(along: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from testbed.record import Row
 from testbed.report import curves, network, outcome, surroundings
-from testbed.report.axes import Setting, setting_axes
+from testbed.report.axes import Setting, Value, setting_axes
 from testbed.report.folder import RunFolder
 from testbed.report.model import Fact, Report, Section, Verdict, table
 from testbed.report.rows import numbers
@@ -39,7 +39,8 @@ def report_of_runs(folder: Path, found: Sequence[RunFolder]) -> Report:
     """Put together what runs have to say as one."""
     sweep = _description(folder)
     axes, settings = setting_axes([run.scenario for run in found], sweep.get("axes", ()))
-    runs = Runs(folder, tuple(found), axes, settings)
+    ordered = sorted(zip(settings, found, strict=True), key=lambda pair: [_rank(value) for value in pair[0].values()])
+    runs = Runs(folder, tuple(run for _, run in ordered), axes, tuple(setting for setting, _ in ordered))
     ended = [run.status for run in found]
     good = ended.count("ok")
     return Report(
@@ -118,7 +119,7 @@ def _traffic(runs: Runs) -> Section:
             if isinstance(asked, int | float) and isinstance(counted, int | float):
                 share = {"counted_over_expected": round(counted / asked, 4)} if asked else {}
                 rows.append({**setting, "label": label, **{name: row.get(name) for name in names}, **share})
-    title = "Traffic, asked and counted"
+    title = "Traffic"
     if not rows:
         return Section("traffic", title, missing=("No summary.csv has the columns bytes_per_request_….",))
     return Section(
@@ -134,9 +135,7 @@ def _calibration(runs: Runs) -> Section:
         for row in run.rows("calibration")
     ]
     if not rows:
-        return Section(
-            "calibration", "Calibration of every link", missing=(runs.runs[0].why_missing("calibration.csv"),)
-        )
+        return Section("calibration", network.CALIBRATION, missing=(runs.runs[0].why_missing("calibration.csv"),))
     return network.calibration_of(rows, "calibration.csv of each run")
 
 
@@ -144,7 +143,7 @@ def _events(runs: Runs) -> Section:
     """Say where events and rates over time are to be seen."""
     count = sum(len(run.rows("events")) for run in runs.runs)
     text = f"The runs had {count} changes; each run's own report draws them: testbed report RUN_DIR."
-    return Section("events", "Events and rates over time", missing=(text if count else "No run had events.",))
+    return Section("events", "Events", missing=(text if count else "No run had events.",))
 
 
 def _environment(runs: Runs) -> Section:
@@ -182,8 +181,19 @@ def _again(runs: Runs) -> Section:
     return Section("again", "Run it again", commands=first, listing=(("Every run by itself", text),))
 
 
+def _rank(value: Value) -> tuple[bool, float, str]:
+    """Order numbers by size, and text after them."""
+    return (False, float(value), "") if isinstance(value, int | float) else (True, 0.0, str(value))
+
+
 def _named(setting: Setting) -> str:
-    return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in setting.items()) or "as is"
+    return (
+        ", ".join(
+            f"{name.rpartition('.')[2]} {value:g}" if isinstance(value, float) else f"{name.rpartition('.')[2]} {value}"
+            for name, value in setting.items()
+        )
+        or "as is"
+    )
 
 
 def _when(runs: Sequence[RunFolder]) -> str:

@@ -9,9 +9,9 @@ from testbed.report.folder import RunFolder
 from testbed.report.model import Figure, Section, table
 from testbed.report.rows import labelled, middle, numbers, percentile
 
-__all__ = ["calibration", "calibration_of", "events", "rates", "traffic"]
+__all__ = ["CALIBRATION", "calibration", "calibration_of", "events", "rates", "traffic"]
 
-CALIBRATION = "Calibration of every link"
+CALIBRATION = "Calibration"
 BYTES = "bytes_per_request_"
 MOST_LINKS = 24
 """Of which the rate is drawn."""
@@ -35,8 +35,12 @@ def traffic(run: RunFolder) -> Section:
         tables.append(table("Every link: asked and counted (links.csv)", links, folded=len(links) > 12))
     else:
         missing.append(run.why_missing("links.csv"))
-    lead = "Counted are Ethernet frames with their headers, lost ones included." if rows or links else ""
-    return Section("traffic", "Traffic, asked and counted", lead, tuple(missing), tuple(figures), tuple(tables))
+    lead = (
+        "Asked for against counted. Counted are Ethernet frames with their headers, lost ones included."
+        if rows or links
+        else ""
+    )
+    return Section("traffic", "Traffic", lead, tuple(missing), tuple(figures), tuple(tables))
 
 
 def calibration(run: RunFolder) -> Section:
@@ -50,7 +54,7 @@ def calibration(run: RunFolder) -> Section:
 def calibration_of(rows: list[Row], source: str) -> Section:
     """Return how true links were, from rows of one run or of several."""
     off = sum(row.get("ok") is not True for row in rows)
-    lead = f"{len(rows)} measurements before the program started, {off or 'none'} out of tolerance."
+    lead = f"Every link, before the program started: {len(rows)} measurements, {off or 'none'} out of tolerance."
     judged = deviations(rows)
     chart = plots.points(judged, x_label="error, in tolerances (green: within)", band=plots.Span(-1, 1))
     figures = (Figure("Measured against asked", chart, "A dot is a link; 0 is just what was asked."),) if judged else ()
@@ -70,7 +74,7 @@ def deviations(rows: Sequence[Row]) -> list[tuple[str, dict[str, list[float]]]]:
 
 def events(run: RunFolder) -> Section:
     """Return what happened when, and how late."""
-    rows, title = run.rows("events"), "Events over time"
+    rows, title = run.rows("events"), "Events"
     if not rows:
         return Section("events", title, missing=(run.why_missing("events.csv"),))
     scheduled = run.scenario.get("events") or []
@@ -97,7 +101,7 @@ def events(run: RunFolder) -> Section:
 
 def rates(run: RunFolder) -> Section:
     """Return the rate of every link that changed, as time went by."""
-    title, links, changes = "Rate of each link over time", run.rows("links"), run.rows("events")
+    title, links, changes = "Rates over time", run.rows("links"), run.rows("events")
     by_link: dict[Link, list[Row]] = {}
     for row in changes:
         if row.get("source") is not None and numbers([row], "rate_mbps"):

@@ -7,7 +7,7 @@ from testbed.display import format_value
 from testbed.record import Row
 from testbed.report.folder import RunFolder
 from testbed.report.model import Fact, Figure, Section, Verdict, table
-from testbed.report.rows import identity, key_of, labelled, middle, numbers, percentile
+from testbed.report.rows import Key, identity, key_of, labelled, middle, numbers, percentile
 
 __all__ = ["SPEEDUP", "break_even_of_one", "by_label", "headline", "latency", "measured", "summary", "verdicts"]
 
@@ -67,11 +67,12 @@ def latency(run: RunFolder) -> Section:
     """Return how long requests took, and how that compares with one device."""
     rows, requests = run.rows("summary"), run.rows("requests")
     title, missing, figures = "Latency and speed-up", [], []
-    spreads = _spreads(rows, requests)
     if not rows:
-        missing.append(run.why_missing("summary.csv"))
-    elif not spreads:
-        missing.append(f"No latencies: summary.csv has no column {LATENCY}.")
+        missing.append(f"{run.why_missing('summary.csv')} Medians are of the requests that were served.")
+        rows = _medians(requests)
+    spreads = _spreads(rows, requests)
+    if not spreads:
+        missing.append(f"No latencies: neither summary.csv ({LATENCY}) nor requests.csv (latency_s) has any.")
     else:
         if not requests:
             missing.append(f"No spread: {run.why_missing('requests.csv')}")
@@ -97,7 +98,7 @@ def break_even_of_one(run: RunFolder) -> Section:
         f"One run has one setting of its links{here}. Run the scenario at several rates (testbed sweep, with "
         "links.default.rate_mbps in its matrix) and ask for the report of the folder that holds those runs."
     )
-    return Section("break-even", "Break-even rate", missing=(text,))
+    return Section("break-even", "Break-even", missing=(text,))
 
 
 def _spreads(rows: Sequence[Row], requests: Sequence[Row]) -> list[plots.Spread]:
@@ -112,6 +113,18 @@ def _spreads(rows: Sequence[Row], requests: Sequence[Row]) -> list[plots.Spread]
             low, high = (percentile(single, 25), percentile(single, 75)) if single else (median[0], median[0])
             spreads.append(plots.Spread(label, median[0], low, high, single))
     return spreads
+
+
+def _medians(requests: Sequence[Row]) -> list[Row]:
+    """Make rows as of a summary from requests alone."""
+    columns = identity(requests)
+    found: dict[Key, list[Row]] = {}
+    for row in requests:
+        found.setdefault(key_of(row, columns), []).append(row)
+    latencies = {key: numbers(rows, "latency_s") for key, rows in found.items()}
+    return [
+        {**dict(zip(columns, key, strict=True)), LATENCY: middle(values)} for key, values in latencies.items() if values
+    ]
 
 
 def _gains(rows: Sequence[Row], spreads: Sequence[plots.Spread]) -> list[plots.Spread]:

@@ -24,7 +24,7 @@ def setting(scenario: Mapping[str, Any]) -> str:
     parts += [f"{links['delay_ms']:g} ms delay"] if links.get("delay_ms") else []
     parts += [f"{links['loss_pct']:g} % loss"] if "loss_pct" in links else []
     parts += ["some links differ"] if (scenario.get("links") or {}).get("overrides") else []
-    return ", ".join(parts)
+    return ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
 
 
 def when(run: RunFolder) -> str:
@@ -69,7 +69,7 @@ def again(run: RunFolder) -> Section:
     typed = run.manifest.get("command")
     if isinstance(typed, list):
         listing.append(("The command of this run", shlex.join(map(str, typed))))
-    lead = "The scenario is complete: recordings are in it. `replay` also compares packets lost, codes and answers."
+    lead = "The scenario is complete: recordings are in it. The replay also compares packets lost, codes and answers."
     return Section(
         "again",
         "Run it again",
@@ -95,7 +95,7 @@ def others(run: RunFolder) -> Section:
     files = sorted(str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file())
     listing.append(("Files of the run folder", "\n".join(files)))
     unreadable = tuple(run.why_missing(name) for name in run.unreadable)
-    return Section("rest", "What else is there", missing=unreadable, tables=tuple(tables), listing=tuple(listing))
+    return Section("rest", "What else", missing=unreadable, tables=tuple(tables), listing=tuple(listing))
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from testbed.report.folder import RunFolder
 from testbed.report.model import Figure, Section
 from testbed.report.rows import identity, key_of, label_of, numbers
 
-__all__ = ["by_layer", "by_strategy", "part_names", "time_spent"]
+__all__ = ["UNTOLD", "by_layer", "by_strategy", "part_names", "time_spent"]
 
 LARGEST_TRACE_BYTES = 100 << 20
 LATENCY = "latency_s"
@@ -46,10 +46,17 @@ def time_spent(run: RunFolder) -> Section:
         )
     layers, fault = _layers_of(run)
     missing += [fault] if fault else []
+    top = 1.05 * MILLI * max((sum(part.values()) for found in layers.values() for part in found.values()), default=0)
     for label, found in layers.items():
         bars = [plots.Stack(str(layer), _in_ms(part)) for layer, part in sorted(found.items())]
-        chart = plots.stacks(bars, label="milliseconds", order=_order(requests, found), upright=True)
-        figures.append(Figure(f"{label}, layer by layer", chart, "Mean over measured requests, rank 0."))
+        chart = plots.stacks(bars, label="milliseconds", order=_order(requests, found), upright=True, top=top)
+        figures.append(
+            Figure(
+                f"{label}, layer by layer",
+                chart,
+                "Mean over measured requests, rank 0; all charts of layers have one scale.",
+            )
+        )
     lead = f"{TRACE} in the run folder has every span and message; open it in Perfetto (ui.perfetto.dev)."
     return Section("time", "Where the time goes", lead if layers else "", tuple(missing), tuple(figures))
 

@@ -1,6 +1,6 @@
 """A headless Chromium for tests, spoken to over a pipe: no driver, no port, nothing but the standard library.
 
-    test ──{"method": …}\\0──► fd 3 of chromium       answers and events come back on fd 4
+test ──{"method": …}\\0──► fd 3 of chromium       answers and events come back on fd 4
 """
 
 import base64
@@ -60,7 +60,8 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=medium, features=[scheme])
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        answer = self.call("Page.navigate", url=path.resolve(strict=True).as_uri())
+        assert "errorText" not in answer, answer
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._read())
         self.evaluate("document.fonts.ready.then(() => 1)")
