@@ -1,0 +1,9 @@
+"""Surroundings of unit tests: one thread of arithmetic, here and in whatever a test starts.
+
+Models here are so small that more threads only wait for one another; with a test a core they would do so for minutes.
+"""
+
+import os
+
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_variable] = "1"  # read when torch and numpy are imported, which is later
