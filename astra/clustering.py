@@ -15,8 +15,6 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.cluster import KMeans, kmeans_plusplus
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from astra.attention import attend, merge_heads
@@ -81,6 +79,9 @@ def _cluster(u_Rd: npt.NDArray[np.float32], num_codewords: int, seed: int) -> np
     10,240 rows of 768 it takes 1 s and leaves 5.3 % of the variance after ten Lloyd steps; k-means++ on the rows
     themselves 15 s and 5.2 %, a random start 0 s and 8.1 %, mini-batches 8.2 %.
     """
+    from sklearn.cluster import KMeans, kmeans_plusplus  # takes two seconds to import; ranks only read codebooks
+    from sklearn.exceptions import ConvergenceWarning
+
     distinct_Rd = np.unique(u_Rd, axis=0)
     if len(distinct_Rd) <= num_codewords:
         return distinct_Rd[np.arange(num_codewords) % len(distinct_Rd)]
