@@ -27,14 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-import zmq.asyncio
 
 from testbed.collect import empty, send_files
 from testbed.control_network import ControlNetwork
+from testbed.controller_line import ControllerLine
 from testbed.device_socket import Call, DeviceSocket
 from testbed.errors import TestbedError, UnsupportedError
 from testbed.event_clock import EventClock
 from testbed.event_row import Row as EventRow
+from testbed.keys import write_private
 from testbed.links import DeviceRules
 from testbed.own_limits import own_limits
 from testbed.program import Program, search_path
@@ -97,7 +98,7 @@ class Agent:
     Without a name it takes part as whatever device the controller makes of it.
     """
 
-    def __init__(self, device: str | None, endpoint: str, interface: str, folder: Path):
+    def __init__(self, device: str | None, endpoint: str, interface: str, folder: Path, *, keys: Path | None = None):
         self._folder = folder
         limits = own_limits() if device is None else None
         self._hello = Hello(
@@ -112,12 +113,8 @@ class Agent:
         self._rules: DeviceRules | None = None
         self._clock: EventClock | None = None
         self._event_rows: deque[EventRow] = deque()
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.IDENTITY, (device or f"nameless-{secrets.token_hex(8)}").encode())
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)
-        self._socket.setsockopt(zmq.LINGER, 1000)
-        self._socket.connect(endpoint)
+        self._line = ControllerLine(endpoint, device or f"nameless-{secrets.token_hex(8)}", keys)
+        self._num_dropped = 0
         self._device_socket = DeviceSocket(folder / "socket", self._answer)
         self._barriers: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._next: asyncio.Future[bool] | None = None
@@ -145,7 +142,7 @@ class Agent:
         self._stop_clock()
         await self._device_socket.close()
         self._shaper.clear()
-        self._context.destroy(linger=1000)
+        self._line.close()
         for task in done:
             task.result()
 
@@ -160,15 +157,17 @@ class Agent:
     # Talking to the controller
 
     async def _send(self, message: AgentMessage) -> None:
-        await self._socket.send(encode(message))
+        await self._line.send(encode(message))
 
     async def _announce(self) -> None:
         """Say hello until heard (and for ever once held), and leave when the controller has gone."""
         hello, started_at = encode(self._hello), time.monotonic()
         while True:
             if self._heard_at is None or self._held:
+                if self._heard_at is None:
+                    self._line.renew()
                 with contextlib.suppress(zmq.Again):
-                    await self._socket.send(hello, zmq.NOBLOCK)
+                    await self._line.send(hello, zmq.NOBLOCK)
             limit_s = self._first_word_limit_s if self._heard_at is None else SILENCE_LIMIT_S
             if not self._held and time.monotonic() - (self._heard_at or started_at) > limit_s:
                 log.error("controller silent for %s s; leaving", limit_s)
@@ -180,13 +179,15 @@ class Agent:
 
     async def _listen(self) -> None:
         while True:
-            frame = await self._socket.recv()
-            self._heard_at = time.monotonic()
+            frame = await self._line.receive()
             try:
                 message = decode_controller(frame)
             except ValueError as error:
-                log.warning("dropped a frame: %s", error)
+                if self._num_dropped == 0:
+                    log.warning("dropped a frame: %s; more are counted but not logged", str(error)[:200])
+                self._num_dropped += 1
                 continue
+            self._heard_at = time.monotonic()
             if isinstance(message, Bye):
                 return
             try:
@@ -242,6 +243,7 @@ class Agent:
             "TESTBED_CONFIG": str(config),
             "TESTBED_SOCKET": str(self._device_socket.path),
             "TESTBED_OUT": str(out),
+            "CURVE_KEYS": self._leave_keys(start),
         }
         self._starting = True
         try:
@@ -259,6 +261,15 @@ class Agent:
         self._clock = self._set_clock(start.schedule, start.since_s, self._program)
         await self._send(Started(pid=self._program.pid, user=user))
         self._watch = asyncio.create_task(self._see_it_end(self._program, out, self._clock))
+
+    def _leave_keys(self, start: Start) -> str:
+        """Write the program's key file, which only its user may read; return its path, or nothing if it gets none."""
+        path = self._folder / "keys.json"
+        if start.keys is None:
+            path.unlink(missing_ok=True)
+            return ""
+        write_private(path, start.keys, start.uid, start.gid)
+        return str(path)
 
     async def _forward_line(self, stream: str, line: str) -> None:
         await self._send(Log(stream="stderr" if stream == "stderr" else "stdout", line=line))
@@ -383,6 +394,7 @@ def main() -> None:
     parser.add_argument("--device", help="its name; left out, the controller gives it one")
     parser.add_argument("--endpoint", required=True, help="the controller's ZeroMQ endpoint")
     parser.add_argument("--interface", help="the interface of the data network; left out, the one that is not control")
+    parser.add_argument("--keys", type=Path, help="its key file, once it is there; left out, nothing is encrypted")
     parser.add_argument("--folder", required=True, type=Path, help="a working folder of its own")
     arguments = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
@@ -395,9 +407,13 @@ def main() -> None:
         sys.exit(str(error))
 
     async def serve() -> None:
-        await Agent(arguments.device, arguments.endpoint, interface, arguments.folder).run()
+        where = (arguments.endpoint, interface, arguments.folder)
+        await Agent(arguments.device, *where, keys=arguments.keys).run()
 
-    asyncio.run(serve())
+    try:
+        asyncio.run(serve())
+    except TestbedError as error:
+        sys.exit(str(error))
 
 
 def _join_networks(endpoint: str, folder: Path) -> str:

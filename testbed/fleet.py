@@ -20,6 +20,7 @@ from types import TracebackType
 from testbed.device_events import DeviceEvents
 from testbed.display import Display
 from testbed.errors import DeviceError, InputError, UnsupportedError
+from testbed.keys import rank_keys
 from testbed.known_device import KnownDevice
 from testbed.links import rules_for
 from testbed.mailbox import Mailbox
@@ -100,7 +101,10 @@ class Fleet:
         self._pinged_at = 0.0
         self._held = False
         self._may_wait = False
-        self._mailbox = Mailbox(names, lambda line: self._record.log("testbed", line))
+        curve = scenario.security.curve
+        self._curve = curve == "always" or (curve == "auto" and runtime.needs_keys)
+        self._keys = rank_keys(len(names)) if self._curve else [None] * len(names)
+        self._mailbox = Mailbox(names, lambda line: self._record.log("testbed", line), runtime.keys())
         self._events = self._events_of(scenario, record)
 
     def __enter__(self) -> "Fleet":
@@ -135,7 +139,10 @@ class Fleet:
         self._wait(
             lambda: not self._lacking(lambda device: device.address is not None),
             self._runtime.register_timeout_s,
-            lambda: f"agent of {self._lacking_text(lambda device: device.address is not None)} never reported",
+            lambda: (
+                f"agent of {self._lacking_text(lambda device: device.address is not None)} never reported"
+                f"{self._refusals()}"
+            ),
         )
         if self._mailbox.roster.nameless:
             # Whoever started the devices may have started too many: give the others time to report too.
@@ -241,7 +248,13 @@ class Fleet:
     def facts(self) -> dict[str, object]:
         """Say how links and programs were really set up, for the manifest."""
         first = next(iter(self._devices.values()))
-        return {"mechanism": first.mechanism, "program_user": first.user, "addresses": self.addresses()}
+        return {
+            "mechanism": first.mechanism,
+            "program_user": first.user,
+            "addresses": self.addresses(),
+            "curve": self._curve,
+            "dropped_on_control": dict(self._mailbox.dropped),
+        }
 
     def _start(self, job: Job, identity: Identity) -> None:
         self._barriers.clear()
@@ -256,6 +269,7 @@ class Fleet:
                 uid=place.identity.uid,
                 gid=place.identity.gid,
                 schedule=self._events.agents_schedule(name) if job.with_events else Schedule(),
+                keys=self._keys[device.rank],
             )
             self._mailbox.send(name, device.start)
         self._wait(
@@ -429,6 +443,11 @@ class Fleet:
 
     def _lacking(self, has: Callable[[KnownDevice], bool]) -> list[str]:
         return [name for name, device in self._devices.items() if not has(device)]
+
+    def _refusals(self) -> str:
+        """Say how many calls came with other keys, if any."""
+        refused = self._mailbox.dropped["refused"]
+        return f" ({refused} calls with other keys were refused)" if refused else ""
 
     def _lacking_text(self, has: Callable[[KnownDevice], bool]) -> str:
         return ", ".join(self._lacking(has))

@@ -55,6 +55,8 @@ PING_PERIOD_S = 1.0
 SILENCE_LIMIT_S = 10.0
 """An agent that hears nothing from its controller for this long stops its program and exits."""
 FILE_CHUNK_BYTES = 1 << 20
+MESSAGE_LIMIT_BYTES = 64 << 20
+"""Whoever sends a larger message is cut off. Loss patterns and a program's config are the largest that are ours."""
 
 Integer = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Value = str | bool | Integer | Annotated[float, Field(strict=True, allow_inf_nan=False)] | None
@@ -245,6 +247,8 @@ class Start(_Message):
     """What happens while it runs, from `Begin` on."""
     since_s: float | None = None
     """What was due until then has happened (see `Shape`); None where the schedule is still to begin."""
+    keys: str | None = Field(default=None, repr=False)
+    """Content of the program's key file, whose path it finds in CURVE_KEYS; None for none."""
 
 
 class Begin(_Message):

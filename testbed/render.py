@@ -15,9 +15,11 @@ from ruamel.yaml.scalarstring import LiteralScalarString
 from testbed.runtimes.cgroups import cpu_quota
 from testbed.runtimes.container import (
     AGENT_FOLDER,
+    AGENT_KEYS,
     CACHE_FOLDER,
     CAPABILITIES,
     CONTROL_PORT,
+    KEYS_FOLDER,
     SECURITY_OPTIONS,
     TMPFS,
     image_name,
@@ -43,7 +45,7 @@ def compose_file(scenario: Scenario) -> str:
         "name": f"testbed-{_project_name(scenario.name)}",
         "services": services,
         "networks": {"data": {"internal": True}, "control": {"internal": True}},
-        "volumes": {"cache": {}},
+        "volumes": {"cache": {}, "keys": {}},
     }
     writer = YAML(typ="rt")
     writer.width = 120
@@ -65,7 +67,7 @@ def _controller(scenario: Scenario) -> dict[str, Any]:
         "security_opt": list(SECURITY_OPTIONS),
         "read_only": True,
         "tmpfs": ["/tmp", "/run"],  # noqa: S108  # the container's own
-        "volumes": ["./results:/project/results", f"cache:{CACHE_FOLDER}"],
+        "volumes": ["./results:/project/results", f"cache:{CACHE_FOLDER}", f"keys:{KEYS_FOLDER}"],
         "networks": ["control"],
     }
 
@@ -75,7 +77,10 @@ def _device(name: str, spec: DeviceSpec) -> dict[str, Any]:
     service: dict[str, Any] = {
         "image": image_name(spec.accelerator),
         "hostname": name,
-        "command": ["--device", name, "--endpoint", f"tcp://controller:{CONTROL_PORT}", "--folder", AGENT_FOLDER],
+        "command": [
+            *("--device", name, "--endpoint", f"tcp://controller:{CONTROL_PORT}"),
+            *("--folder", AGENT_FOLDER, "--keys", AGENT_KEYS),
+        ],
         "depends_on": ["controller"],
         "cap_drop": ["ALL"],
         "cap_add": list(CAPABILITIES),
@@ -83,7 +88,7 @@ def _device(name: str, spec: DeviceSpec) -> dict[str, Any]:
         "read_only": True,
         "tmpfs": [f"{place}:{options}" for place, options in TMPFS.items()],
         "cpu_period": period_us,
-        "volumes": [f"cache:{CACHE_FOLDER}:ro"],
+        "volumes": [f"cache:{CACHE_FOLDER}:ro", f"keys:{KEYS_FOLDER}:ro"],
         "networks": ["data", "control"],
     }
     if quota_us is not None:

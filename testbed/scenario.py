@@ -189,6 +189,16 @@ class Expectation(Block):
             yield fault_at(("at_most",), high, violation(f"no less than at_least, {low!r}", "swap the two"))
 
 
+class Security(Block):
+    """How what programs send to one another is protected."""
+
+    curve: Annotated[
+        Literal["auto", "always", "never"],
+        Rule("auto, always or never", "auto gives programs keys wherever others could reach their network"),
+    ] = "auto"
+    """Whether programs get keys, with which `astra` encrypts and authenticates: auto is always, but in namespaces."""
+
+
 class Scenario(Block):
     """One emulated setting: devices, links, a program and what to expect of it."""
 
@@ -214,6 +224,8 @@ class Scenario(Block):
     """What joins the devices; unshaped if left out."""
     events: Annotated[tuple[Event, ...], Field(strict=False)] = ()
     """Changes of links and devices while the program runs."""
+    security: Security = Security()
+    """Keys of the programs' connections."""
     workload: Workload
     """The program that runs on every device."""
     expect: Annotated[tuple[Expectation, ...], Field(strict=False)] = ()

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from testbed.event_schema import DeviceAction
+from testbed.keys import ControlKeys
 from testbed.runtimes.compose import ComposeRuntime
 from testbed.runtimes.docker import DockerRuntime
 from testbed.runtimes.netns import NetnsRuntime
@@ -31,6 +32,18 @@ class Runtime(Protocol):
     @property
     def register_timeout_s(self) -> float:
         """How long the agents may take to report."""
+        ...
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether others than the run's own programs may reach its networks: programs then get keys by default."""
+        ...
+
+    def keys(self) -> ControlKeys | None:
+        """Return the controller's keys, once its agents can find theirs; None where a Unix socket keeps others out.
+
+        Raises RuntimeFailureError, InputError.
+        """
         ...
 
     def endpoint(self) -> str:

@@ -4,20 +4,27 @@
 
 Makes and removes nothing; the controller waits for exactly the scenario's number of agents. They come without names and
 get them in the order in which they report. Limits cannot be set from here, so the fleet compares those that the
-agents report with the scenario's.
+agents report with the scenario's. Keys are whatever controller.json in the folder of keys says, or else drawn, and the
+agents' left there: a volume that only controller and devices have.
 """
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
-from testbed.errors import UnsupportedError
+from testbed.errors import InputError, UnsupportedError
 from testbed.event_schema import DeviceAction
-from testbed.runtimes.container import CONTROL_PORT, PROGRAM
+from testbed.keys import AGENT_FILE, CONTROLLER_FILE, ControlKeys, make_control_keys
+from testbed.runtimes.container import CONTROL_PORT, KEYS_FOLDER, PROGRAM
 from testbed.runtimes.state import ProcessId, RunState
 from testbed.runtimes.surroundings import Surroundings
 from testbed.scenario import DeviceSpec
 
 __all__ = ["ComposeRuntime"]
+
+KEYS_VARIABLE = "TESTBED_KEYS"
+"""Names the folder of keys, where it is not that of the image."""
 
 
 class ComposeRuntime:
@@ -28,9 +35,24 @@ class ComposeRuntime:
     """Containers are the engine's, which this one may not talk to."""
     register_timeout_s = 300.0
     """Other machines may have to fetch the image first."""
+    needs_keys = True
 
     def __init__(self, state: RunState, *, uncapped: bool = False):
         self._state = state
+        self._left_keys: Path | None = None
+
+    def keys(self) -> ControlKeys | None:
+        """Take the keys that somebody has made (`testbed keys`), or draw some and leave the agents theirs."""
+        folder = Path(os.environ.get(KEYS_VARIABLE, KEYS_FOLDER))
+        if (folder / CONTROLLER_FILE).exists():
+            return ControlKeys.read(folder / CONTROLLER_FILE)
+        if not folder.is_dir():
+            fault = f"{KEYS_VARIABLE}: must be a folder that agents share, or has {CONTROLLER_FILE}, got '{folder}'"
+            raise InputError([f"{fault}; mount a volume there, see docs/security.md"])
+        controller, agent = make_control_keys()
+        agent.write(folder / AGENT_FILE)
+        self._left_keys = folder / AGENT_FILE
+        return controller
 
     def endpoint(self) -> str:
         """Any address of this container: it is on the control network alone."""
@@ -71,4 +93,6 @@ class ComposeRuntime:
         raise UnsupportedError(f"device {device}: --runtime compose enters no device; use docker compose exec")
 
     def remove(self) -> None:
-        """Nothing: agents leave when their controller says so or falls silent."""
+        """Only the keys: agents leave when their controller says so or falls silent."""
+        if self._left_keys is not None:
+            self._left_keys.unlink(missing_ok=True)

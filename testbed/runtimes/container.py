@@ -8,13 +8,16 @@ import os
 from pathlib import Path
 
 from testbed.errors import InputError
+from testbed.keys import AGENT_FILE
 from testbed.runtimes.surroundings import Identity, Surroundings
 
 __all__ = [
     "AGENT_FOLDER",
+    "AGENT_KEYS",
     "CACHE_FOLDER",
     "CAPABILITIES",
     "CONTROL_PORT",
+    "KEYS_FOLDER",
     "PROGRAM",
     "SECURITY_OPTIONS",
     "TMPFS",
@@ -34,6 +37,9 @@ PROGRAM = Surroundings(Identity(uid=10001, gid=10001, home="/home/program"), Pat
 AGENT_FOLDER = "/run/testbed"
 CACHE_FOLDER = "/cache"
 """Where the image looks for what `prepare` kept."""
+KEYS_FOLDER = "/keys"
+"""Where an agent's keys are, and in Compose and Swarm the controller's."""
+AGENT_KEYS = f"{KEYS_FOLDER}/{AGENT_FILE}"
 TMPFS = {
     AGENT_FOLDER: "mode=755",
     "/run/lock": "mode=1777",

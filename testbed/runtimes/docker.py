@@ -24,9 +24,11 @@ from docker.types import DeviceRequest, IPAMConfig, IPAMPool
 
 from testbed.errors import RuntimeFailureError, UnsupportedError
 from testbed.event_schema import DEVICE_ACTIONS, DeviceAction
+from testbed.keys import AGENT_FILE, ControlKeys, make_control_keys
 from testbed.runtimes.cgroups import cpu_quota
 from testbed.runtimes.container import (
     AGENT_FOLDER,
+    AGENT_KEYS,
     CACHE_FOLDER,
     CAPABILITIES,
     CONTROL_PORT,
@@ -58,6 +60,7 @@ class DockerRuntime:
     name = "docker"
     acts: ClassVar[frozenset[DeviceAction]] = frozenset(DEVICE_ACTIONS)
     register_timeout_s = 60.0
+    needs_keys = True
 
     def __init__(self, state: RunState, *, uncapped: bool = False):
         self._state, self._uncapped = state, uncapped
@@ -74,6 +77,12 @@ class DockerRuntime:
         control = self._make_network("control")
         gateway = control.attrs["IPAM"]["Config"][0]["Gateway"]
         return f"tcp://{gateway}:{CONTROL_PORT}"
+
+    def keys(self) -> ControlKeys | None:
+        """Draw the keys of the run; those of its agents are left in the run's state, which containers get mounted."""
+        controller, agent = make_control_keys()
+        agent.write(self._state.folder / AGENT_FILE)
+        return controller
 
     def surroundings(self, invoking: Surroundings) -> Surroundings:
         """Programs run as the image's own user, whoever called."""
@@ -223,9 +232,13 @@ class DockerRuntime:
 
     def _make_container(self, device: str, spec: DeviceSpec, *, image: str, address: str, gateway: str) -> Any:
         cache, data = cache_folder(), self._name("data")
+        keys = {str((self._state.folder / AGENT_FILE).resolve()): {"bind": AGENT_KEYS, "mode": "ro"}}
         return self._engine.containers.create(
             image,
-            ["--device", device, "--endpoint", f"tcp://{gateway}:{CONTROL_PORT}", "--folder", AGENT_FOLDER],
+            [
+                *("--device", device, "--endpoint", f"tcp://{gateway}:{CONTROL_PORT}"),
+                *("--folder", AGENT_FOLDER, "--keys", AGENT_KEYS),
+            ],
             name=self._name(device),
             hostname=device,
             labels=self._labels() | {DEVICE_LABEL: device},
@@ -237,7 +250,7 @@ class DockerRuntime:
             read_only=True,
             tmpfs=TMPFS,
             cpu_period=cpu_quota(spec.cpus)[1],
-            volumes={str(cache): {"bind": CACHE_FOLDER, "mode": "ro"}} if cache.is_dir() else {},
+            volumes=keys | ({str(cache): {"bind": CACHE_FOLDER, "mode": "ro"}} if cache.is_dir() else {}),
             device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if spec.accelerator == "cuda" else [],
         )
 

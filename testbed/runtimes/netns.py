@@ -23,6 +23,7 @@ from typing import ClassVar
 
 from testbed.errors import RuntimeFailureError, UnsupportedError
 from testbed.event_schema import DeviceAction
+from testbed.keys import ControlKeys
 from testbed.runtimes.cgroups import DeviceGroups, find_hierarchies
 from testbed.runtimes.state import ProcessId, RunState
 from testbed.runtimes.surroundings import Surroundings
@@ -48,6 +49,8 @@ class NetnsRuntime:
     acts: ClassVar[frozenset[DeviceAction]] = frozenset({"restart"})
     """Pausing, resuming and killing a program is the agent's: it is nearer, and its links go on meanwhile."""
     register_timeout_s = 60.0
+    needs_keys = False
+    """Nobody but root, or who started the run, can enter its namespaces, and all in them is one kernel's memory."""
 
     def __init__(self, state: RunState, *, uncapped: bool = False):
         self._state = state
@@ -65,6 +68,10 @@ class NetnsRuntime:
                 f"got {str(socket)!r}; name a shorter folder"
             )
         return f"ipc://{socket}"
+
+    def keys(self) -> ControlKeys | None:
+        """None: the kernel lets only this user connect to the controller's socket."""
+        return None
 
     def create(self, specs: Mapping[str, DeviceSpec]) -> None:
         """Make switch, devices and control groups, and start every agent."""

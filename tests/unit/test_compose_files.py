@@ -9,7 +9,16 @@ from ruamel.yaml import YAML
 
 from testbed.errors import InputError
 from testbed.render import compose_file
-from testbed.runtimes.container import AGENT_FOLDER, CAPABILITIES, CONTROL_PORT, SECURITY_OPTIONS, TMPFS, image_name
+from testbed.runtimes.container import (
+    AGENT_FOLDER,
+    AGENT_KEYS,
+    CAPABILITIES,
+    CONTROL_PORT,
+    KEYS_FOLDER,
+    SECURITY_OPTIONS,
+    TMPFS,
+    image_name,
+)
 from testbed.scenario import Scenario, load, parse
 
 ROOT = Path(__file__).parents[2]
@@ -38,8 +47,18 @@ def test_shipped_file_makes_devices_as_the_docker_runtime_does() -> None:
     assert tuple(device["security_opt"]) == SECURITY_OPTIONS
     assert device["read_only"] is True
     assert device["tmpfs"] == [f"{place}:{options}" for place, options in TMPFS.items()]
-    assert device["command"] == ["--endpoint", f"tcp://controller:{CONTROL_PORT}", "--folder", AGENT_FOLDER]
+    where = ["--endpoint", f"tcp://controller:{CONTROL_PORT}", "--folder", AGENT_FOLDER]
+    assert device["command"] == [*where, "--keys", AGENT_KEYS]
     assert device["cpu_period"] == 10_000
+
+
+def test_programs_of_containers_cannot_write_keys_or_read_the_controllers() -> None:
+    services = read((ROOT / "docker-compose.yml").read_text())["services"]
+    assert f"keys:{KEYS_FOLDER}:ro" in services["device"]["volumes"]
+    assert f"keys:{KEYS_FOLDER}" in services["controller"]["volumes"]
+    stack = read((ROOT / "images" / "stack.yml").read_text())["services"]
+    assert [secret["source"] for secret in stack["device"]["secrets"]] == ["agent"]
+    assert all(secret["mode"] == 400 for service in stack.values() for secret in service["secrets"])  # octal in Compose
 
 
 @pytest.mark.parametrize("name", ["docker-compose.yml", "docker-compose.gpu.yml"])

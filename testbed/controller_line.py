@@ -1,0 +1,85 @@
+"""An agent's end of the line to its controller: one DEALER, encrypted where there are keys.
+
+    key file ──► ControllerLine ══ CURVE ══► controller's ROUTER, which lets in only the run's agents
+
+The file may come later than the agent, and may be left from an earlier run until the controller replaces it (Compose
+keeps volumes), so it is looked at again for as long as nobody answers. Does not know what messages mean.
+"""
+
+import time
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from testbed.errors import DeviceError
+from testbed.keys import ControlKeys
+from testbed.protocol import MESSAGE_LIMIT_BYTES
+
+__all__ = ["ControllerLine"]
+
+LINGER_MS = 1000
+KEYS_TIMEOUT_S = 60.0
+KEYS_PERIOD_S = 0.2
+
+
+class ControllerLine:
+    """The line; belongs to one event loop."""
+
+    def __init__(self, endpoint: str, identity: str, keys: Path | None):
+        self._endpoint, self._keys = endpoint, keys
+        self._known: ControlKeys | None = None
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, identity.encode())
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_LIMIT_BYTES)
+        if keys is not None:
+            self._take(_wait_for(keys))
+        self._socket.connect(endpoint)
+
+    async def send(self, frame: bytes, flags: int = 0) -> None:
+        """Send one frame; with `zmq.NOBLOCK` raise `zmq.Again` where nobody is there."""
+        await self._socket.send(frame, flags)
+
+    async def receive(self) -> bytes:
+        """Wait for one frame."""
+        frame: bytes = await self._socket.recv()
+        return frame
+
+    def renew(self) -> None:
+        """Call again with the keys that the file holds by now, if they are others."""
+        if self._keys is None:
+            return
+        try:
+            found = ControlKeys.read(self._keys)
+        except FileNotFoundError:
+            return  # of a run that has ended; the next one writes its own
+        if found != self._known:
+            self._socket.disconnect(self._endpoint)
+            self._take(found)
+            self._socket.connect(self._endpoint)
+
+    def close(self) -> None:
+        """Hang up, once what was sent has left."""
+        self._context.destroy(linger=LINGER_MS)
+
+    def _take(self, keys: ControlKeys) -> None:
+        self._known = keys
+        self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.peer.encode())
+        self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
+        self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+
+
+def _wait_for(path: Path) -> ControlKeys:
+    """Read a key file that the controller may still have to write. Raises DeviceError, InputError."""
+    deadline_s = time.monotonic() + KEYS_TIMEOUT_S
+    while True:
+        try:
+            return ControlKeys.read(path)
+        except FileNotFoundError as error:
+            if time.monotonic() > deadline_s:
+                message = f"--keys: {path} must be there within {KEYS_TIMEOUT_S:g} s, got nothing; see docs/security.md"
+                raise DeviceError(message) from error
+            time.sleep(KEYS_PERIOD_S)
