@@ -119,6 +119,9 @@ class EventClock:
     ) -> None:
         """Read the changed links back, and report."""
         with self._lock:
+            asked_s = time.monotonic() - began
+            queues = self._shaper.queues()
+            sampled_s = (asked_s + time.monotonic() - began) / 2
             self._shaper.check_rates()
             self._shaper.check_switches()
             acknowledged_s = time.monotonic() - began
@@ -135,6 +138,9 @@ class EventClock:
                     source=rule.source,
                     rate_mbps=None if rule.rate_bps is None else rule.rate_bps / 1e6,
                     loss_pct=100 * rule.loss.mean,
+                    sampled_s=sampled_s,
+                    delivered_bytes=queues[rule.source].delivered_bytes,
+                    waiting_bytes=queues[rule.source].waiting_bytes,
                 )
                 self._on_row(row)
 

@@ -18,8 +18,14 @@ def event_row(
     source: str | None = None,
     rate_mbps: float | None = None,
     loss_pct: float | None = None,
+    sampled_s: float | None = None,
+    delivered_bytes: int | None = None,
+    waiting_bytes: int | None = None,
 ) -> Row:
-    """Return the row of the scenario's event `number`, in seconds since the program has started on every device."""
+    """Return the row of the scenario's event `number`, in seconds since the program has started on every device.
+
+    At `sampled_s`, just after the change, the link had delivered so many bytes, and so many more waited for it.
+    """
     return {
         "event": number,
         "destination": destination,
@@ -31,4 +37,7 @@ def event_row(
         "applied_s": round(applied_s, 6),
         "acknowledged_s": round(acknowledged_s, 6),
         "late_ms": round(1e3 * (applied_s - intended_s), 3),
+        "sampled_s": None if sampled_s is None else round(sampled_s, 6),
+        "delivered_bytes": delivered_bytes,
+        "waiting_bytes": waiting_bytes,
     }

@@ -1,20 +1,33 @@
 """How well links followed their recordings, from the rows of `events`. Pure.
 
-    recording: rates by time ──> asked bits          from the first change to the last that happened
+    recording: rates by time ──> asked bits             from the first change to the last that happened
     rows of `events`: rates, and when they really were ──> offered bits: what the link could carry
+                      bytes delivered and waiting   ──> delivered bits: what it carried, while it was busy
 
-A link offers less or more where a change was late, and where an outage became the slowest rate that links have. What a
-program made of the offer is in `links` and `marks`.
+A link offers less or more where a change was late, and where an outage became the slowest rate that links have. It can
+only deliver what it is given, so delivered bits count where packets waited for it at two changes in a row, and are held
+against what the recording delivers between the same two moments. A link that was idle in between counts as too slow.
 """
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from testbed.event_row import Row
+from testbed.event_schema import Event
 from testbed.scenario import Scenario
 from testbed.traces import Course, steps_of
 
 __all__ = ["trace_rows"]
+
+
+@dataclass(frozen=True)
+class _Busy:
+    """What a link did while packets waited for it."""
+
+    seconds: float
+    asked_bits: float
+    delivered_bits: float
 
 
 def trace_rows(scenario: Scenario, events: Sequence[Row]) -> list[Row]:
@@ -28,25 +41,46 @@ def trace_rows(scenario: Scenario, events: Sequence[Row]) -> list[Row]:
             changes = [row for row in own if (row["source"], row["destination"]) == (source, destination)]
             if len(changes) > 1:
                 changes.sort(key=lambda row: _number(row, "intended_s"))
-                asked = _asked_bits(
-                    event.trace.course(), event.trace.loop, [_number(c, "intended_s") - event.at_s for c in changes]
-                )
-                offered = sum(
-                    1e6 * _number(now, "rate_mbps") * (_number(then, "applied_s") - _number(now, "applied_s"))
-                    for now, then in itertools.pairwise(changes)
-                )
-                rows.append(
-                    {
-                        "event": number,
-                        "source": source,
-                        "destination": destination,
-                        "changes": len(changes),
-                        "asked_bits": round(asked),
-                        "offered_bits": round(offered),
-                        "error_pct": round(100 * (offered - asked) / asked, 4) if asked else None,
-                    }
-                )
+                ends: Row = {"event": number, "source": source, "destination": destination, "changes": len(changes)}
+                rows.append({**ends, **_judged(event, event.trace.course(), changes)})
     return rows
+
+
+def _judged(event: Event, course: Course, changes: Sequence[Row]) -> Row:
+    """Return asked, offered and delivered bits of one link."""
+    loop = event.trace is not None and event.trace.loop
+    asked = _asked_bits(course, loop, [_number(change, "intended_s") - event.at_s for change in changes])
+    offered = sum(
+        1e6 * _number(now, "rate_mbps") * (_number(then, "applied_s") - _number(now, "applied_s"))
+        for now, then in itertools.pairwise(changes)
+    )
+    busy = _busy(event, course, changes)
+    return {
+        "asked_bits": round(asked),
+        "offered_bits": round(offered),
+        "error_pct": _error_pct(offered, asked),
+        "busy_s": round(busy.seconds, 3),
+        "busy_asked_bits": round(busy.asked_bits),
+        "busy_delivered_bits": round(busy.delivered_bits),
+        "delivered_error_pct": _error_pct(busy.delivered_bits, busy.asked_bits),
+    }
+
+
+def _busy(event: Event, course: Course, changes: Sequence[Row]) -> _Busy:
+    """Add up the stretches between two changes at both of which packets waited."""
+    loop = event.trace is not None and event.trace.loop
+    seconds = asked = delivered = 0.0
+    for now, then in itertools.pairwise(changes):
+        if now.get("waiting_bytes") and then.get("waiting_bytes"):
+            begin_s, end_s = _number(now, "sampled_s"), _number(then, "sampled_s")
+            seconds += end_s - begin_s
+            asked += _asked_bits(course, loop, [begin_s - event.at_s, end_s - event.at_s])
+            delivered += 8 * (_number(then, "delivered_bytes") - _number(now, "delivered_bytes"))
+    return _Busy(seconds, asked, delivered)
+
+
+def _error_pct(got: float, asked: float) -> float | None:
+    return round(100 * (got - asked) / asked, 4) if asked else None
 
 
 def _asked_bits(course: Course, loop: bool, times: Sequence[float]) -> float:

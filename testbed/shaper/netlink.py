@@ -63,6 +63,8 @@ class ClassState:
     bytes: int
     packets: int
     drops: int
+    backlog: int
+    """Bytes that wait in the class's queue."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def _class_state(handle: int, found: Attributes) -> ClassState:
     numbers = HTB_PARAMETERS.unpack_from(_parse(found[TCA_OPTIONS])[TCA_HTB_PARAMETERS])
     statistics = _parse(found[TCA_STATS2])
     num_bytes, num_packets = struct.unpack_from("=QI", statistics[TCA_STATS_BASIC])
-    _, _, drops = struct.unpack_from("=III", statistics[TCA_STATS_QUEUE])
+    _, backlog, drops = struct.unpack_from("=III", statistics[TCA_STATS_QUEUE])
     return ClassState(
         handle=handle,
         rate=numbers[5],
@@ -193,6 +195,7 @@ def _class_state(handle: int, found: Attributes) -> ClassState:
         bytes=num_bytes,
         packets=num_packets,
         drops=drops,
+        backlog=backlog,
     )
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import socket
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +32,8 @@ RATE_TOLERANCE = 0.25
 LATE_LIMIT_MS = 100
 """Ten times what an idle machine needs for a change of the loss: this is a shared one."""
 LATE_TYPICAL_MS = 10
+DELIVERED_TOLERANCE_PCT = 5
+"""A change that is 5 ms late on a busy machine, at every step of 100 ms."""
 RATE = LinkRule("d1", "10.77.0.2", rate_bps=10e6, delay_s=0, jitter_s=0, queue_s=0.2, loss=NO_LOSS, seed=7)
 OTHER = replace(RATE, source="d2", source_address="10.77.0.3", loss=Bernoulli(0.5))
 
@@ -210,6 +213,30 @@ def test_run_changes_the_loss_of_every_link_on_time(tmp_path: Path) -> None:
     assert len(late) == 8 * 12
     assert statistics.median(late) < LATE_TYPICAL_MS
     assert sorted(late)[-4] < LATE_LIMIT_MS  # the three links of one device change together, and it may be unlucky once
+
+
+FLOOD = """
+import os, socket, time
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+    end = time.monotonic() + 3
+    while os.environ["RANK"] == "1" and time.monotonic() < end:
+        datagrams.sendto(bytes(1000), (os.environ["MASTER_ADDR"], 5000))
+        time.sleep(0.0005)
+    time.sleep(max(0, end - time.monotonic()))
+"""
+
+
+def test_run_reports_what_a_busy_link_delivered_of_its_recording(tmp_path: Path) -> None:
+    text = "\n".join(f"{at / 10},{2 + at % 3}" for at in range(6))
+    trace = {"file": "x", "format": "csv", "text": text, "loop": True}
+    link = {"between": ["d0", "d1"]}
+    out = run_events(tmp_path, [{"at_s": 0.3, "link": link, "trace": trace}], [sys.executable, "-c", FLOOD])
+    with (out / "traces.csv").open() as file:
+        found = {(row["source"], row["destination"]): row for row in csv.DictReader(file)}
+    busy, idle = found["d1", "d0"], found["d0", "d1"]
+    assert float(busy["busy_s"]) > 1
+    assert float(busy["delivered_error_pct"]) == pytest.approx(0, abs=DELIVERED_TOLERANCE_PCT)
+    assert (float(idle["busy_s"]), idle["delivered_error_pct"]) == (0, "")
 
 
 def test_run_pauses_resumes_and_kills(tmp_path: Path) -> None:

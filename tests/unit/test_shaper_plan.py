@@ -63,7 +63,7 @@ def test_plan_uplink_is_one_class_for_everything() -> None:
 
 def kernel_class(link_class: LinkClass, **changes: Any) -> ClassState:
     kept = ClassState(
-        link_class.handle, link_class.rate, link_class.rate, TICKS_700_US, TICKS_700_US, FRAME_BYTES, 0, 0, 0
+        link_class.handle, link_class.rate, link_class.rate, TICKS_700_US, TICKS_700_US, FRAME_BYTES, 0, 0, 0, 0
     )
     return dataclasses.replace(kept, **changes)
 
