@@ -250,6 +250,7 @@ class Fleet:
         first = next(iter(self._devices.values()))
         return {
             "mechanism": first.mechanism,
+            "delay": {name: device.mechanism.get("delay") for name, device in self._devices.items()},
             "program_user": first.user,
             "addresses": self.addresses(),
             "curve": self._curve,
