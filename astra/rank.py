@@ -175,7 +175,7 @@ def join(
         transport.close(abort=not complete)
 
 
-def _with_keys(connect: Connect, environment: Environment, epoch: Epoch) -> Connect:
+def _with_keys(connect: Callable[..., Transport], environment: Environment, epoch: Epoch) -> Connect:
     """Let `connect` use this rank's keys, if it has any, among an epoch's members."""
     if environment.curve_keys is None:
         return connect
