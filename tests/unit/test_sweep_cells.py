@@ -98,13 +98,13 @@ def test_folder_names_are_readable_and_safe(tmp_path: Path) -> None:
 def test_faults_of_a_sweep_file_come_all_at_once(tmp_path: Path) -> None:
     found = faults(
         tmp_path,
-        nam="x",
+        named="x",
         matrix={RATES: [1, 1], "links.default": [2], "a b": [3], "name": ["x"], "seed": 7},
         zip=[{"devices.count": [1, 2], "devices.cpus": [1]}],
         exclude=[{"foo": 1}],
     )
     text = "\n".join(found)
-    assert "nam must be a known key, got 'nam'; did you mean name?" in text
+    assert "named must be a known key, got 'named'; did you mean name?" in text
     assert f"matrix['{RATES}'] must be a list of different values, got [1, 1]; 1 stands twice" in text
     assert f"matrix['links.default'] must be apart from the axis {RATES}" in text
     assert "matrix['a b'] must be a path such as links.default.rate_mbps" in text

@@ -191,7 +191,7 @@ def test_new_values_of_an_axis_leave_what_is_finished(tmp_path: Path) -> None:
 
 def test_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
     go(make_sweep(tmp_path), tmp_path / "out", FakeStage())
-    with pytest.raises(InputError, match="--out: must be a new folder or one of this sweep, got .* of the sweep s"):
+    with pytest.raises(InputError, match=r"--out: must be a new folder or one of this sweep, got .* of the sweep s"):
         go(make_sweep(tmp_path, name="other"), tmp_path / "out", FakeStage())
     with pytest.raises(InputError, match="must be the folder of a sweep"):
         go(make_sweep(tmp_path), tmp_path, FakeStage())
