@@ -50,6 +50,10 @@ class Reporter(Protocol):
         """Say how far a piece of work has come."""
         ...
 
+    def again(self) -> bool:
+        """Ask, once all is done, whether to do the same once more; what has been reported and written is then taken."""
+        ...
+
     def close(self) -> None:
         """Report no more."""
         ...
@@ -108,6 +112,14 @@ class AgentReporter:
     def progress(self, label: str, done: int, total: int) -> None:
         """Show it on the controller's display."""
         self._ask({"op": "progress", "label": label, "done": done, "total": total})
+
+    def again(self) -> bool:
+        """Wait until every device is done, and until the links are as they shall be the next time."""
+        self._socket.settimeout(None)  # the agent hangs up if its controller falls silent
+        try:
+            return bool(self._ask({"op": "again"}).get("again"))
+        finally:
+            self._socket.settimeout(REPLY_TIMEOUT_S)
 
     def close(self) -> None:
         """Hang up; may be called again."""
@@ -187,6 +199,10 @@ class FileReporter:
     def progress(self, label: str, done: int, total: int) -> None:
         """Write a line."""
         self._write(f"{label}: {done}/{total}")
+
+    def again(self) -> bool:
+        """Nobody asks for more without an agent."""
+        return False
 
     def close(self) -> None:
         """Nothing is held open."""

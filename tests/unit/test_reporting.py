@@ -75,6 +75,18 @@ def test_reporter_speaks_to_the_agent(agent: FakeAgent) -> None:
     ]
 
 
+def test_reporter_asks_whether_to_do_it_again_and_waits_for_the_answer(
+    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    agent.replies = [b'{"ok": true, "again": true}\n', b'{"ok": true, "again": false}\n']
+    reporter = connect()
+    assert reporter.again()
+    assert not reporter.again()
+    assert agent.requests == [{"op": "again"}] * 2
+    reporter.close()
+    assert not FileReporter(tmp_path).again()
+
+
 def test_reporter_joins_replies_that_come_in_pieces_or_together(agent: FakeAgent) -> None:
     agent.replies = [b'{"ok": true}\n{"ok": tr', b'ue, "links": {}}\n']
     reporter = connect()
