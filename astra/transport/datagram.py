@@ -3,11 +3,12 @@
     send ──► UDP ──► the peer's socket buffer ──drain──► by (request, layer) ──collect──► the caller
                                                  ├─ of a layer that is over: late, counted and kept aside
                                                  ├─ of another run, epoch or address: foreign, counted
-                                                 └─ unreadable: malformed, counted
+                                                 └─ unreadable, or its tag is wrong: malformed, counted
 
 There is no thread: packets wait in the kernel's buffer until the rank asks, and the kernel notes when each one came,
 so that measuring arrivals costs the computing thread nothing. `open_port` tells ranks one another's ports over the
-reliable transport. Like that, it hides and authenticates nothing.
+reliable transport, and the run's key, which every datagram is tagged with: it is as secret as that transport keeps it.
+A datagram that comes again is one more copy, and late once its layer is over.
 """
 
 import logging
@@ -25,11 +26,14 @@ from astra.errors import TransportError
 from astra.transport import Tag, Transport
 from astra.transport.datagram_framing import (
     DATAGRAM_HEADER_BYTES,
+    KEY_BYTES,
     PIECE_BYTES,
     Datagram,
     Label,
     decode_datagram,
     encode_header,
+    is_sealed,
+    seal,
 )
 
 __all__ = ["Address", "DatagramPort", "DatagramTraffic", "open_port"]
@@ -39,6 +43,9 @@ _LOGGER = logging.getLogger(__name__)
 RECEIVE_BUFFER_BYTES = 4 << 20
 """Asked of the kernel, which counts up to 2.3 KB for a packet and doubles what it grants: 3,500 packets. It may grant
 less (`net.core.rmem_max`); what then finds the buffer full is counted as overflowed."""
+
+READ_AT_ONCE = 4096
+"""Most datagrams read before the caller goes on, so that a flood costs it time but does not hold it up for ever."""
 
 KEPT_DATAGRAMS = 4096
 """Most datagrams of layers to come that are kept; whatever comes beyond that is dropped as foreign."""
@@ -71,6 +78,7 @@ class DatagramTraffic:
     foreign: int
     """Of another run or epoch, from an address that is not the sender's, or too far ahead."""
     malformed: int
+    """Unreadable, not made with the run's key, or unfit for its message."""
     overflowed: int
     """Dropped by the kernel because this rank's buffer was full."""
 
@@ -78,13 +86,14 @@ class DatagramTraffic:
 class DatagramPort:
     """One rank's socket; made by `open_port`. Belongs to one thread."""
 
-    def __init__(self, rank: int, token: int, peers: dict[int, Address], own: socket.socket):
+    def __init__(self, rank: int, token: int, peers: dict[int, Address], own: socket.socket, *, key: bytes):
         self.rank = rank
         self.epoch = 0
         """Goes into every datagram; those of another one are foreign. Whoever restarts the ranks counts it up."""
         self.late: deque[Datagram] = deque(maxlen=KEPT_DATAGRAMS)
         """Those of layers that were over, for whoever wants to know how late they were; takes what it reads."""
         self._token = token
+        self._key = key
         self._peers = peers
         self._socket = own
         self._poller = select.poll()
@@ -115,7 +124,7 @@ class DatagramPort:
         Raises:
             TransportError: The label does not fit the header.
         """
-        packet = encode_header(self._token, self.epoch, self.rank, label) + piece
+        packet = seal(self._key, encode_header(self._token, self.epoch, self.rank, label), piece)
         try:
             self._socket.sendto(packet, self._peers[peer])
         except OSError as error:
@@ -145,8 +154,8 @@ class DatagramPort:
         self._socket.close()
 
     def _drain(self) -> None:
-        """Read whatever the kernel holds, without waiting."""
-        while True:
+        """Read what the kernel holds, without waiting."""
+        for _ in range(READ_AT_ONCE):
             try:
                 packet, ancillary, flags, address = self._socket.recvmsg(
                     DATAGRAM_HEADER_BYTES + PIECE_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_DONTWAIT
@@ -157,7 +166,7 @@ class DatagramPort:
             if datagram is None:
                 self._note("malformed", f"{len(packet)} bytes from {address} are no datagram")
             else:
-                self._offer(datagram, address)
+                self._offer(datagram, packet, address)
 
     def _arrival_s(self, ancillary: list[tuple[int, int, bytes]]) -> float:
         """Return when the kernel had the packet; count what it says it dropped."""
@@ -170,11 +179,14 @@ class DatagramPort:
                 (self._counts["overflowed"],) = _COUNT.unpack(data)
         return time.monotonic() - age_s
 
-    def _offer(self, datagram: Datagram, address: Address) -> None:
+    def _offer(self, datagram: Datagram, packet: bytes, address: Address) -> None:
         key = (datagram.label.request, datagram.label.layer)
         ours = (datagram.token, datagram.epoch) == (self._token, self.epoch)
         if not ours or self._peers.get(datagram.sender) != address or self._kept >= KEPT_DATAGRAMS:
             self._note("foreign", f"{address} sent a datagram as rank {datagram.sender} that is not of this run")
+            return
+        if not is_sealed(self._key, packet):
+            self._note("malformed", f"{address} sent a datagram as rank {datagram.sender} without the run's key")
             return
         self._counts["received"] += 1
         if key < self._now_at:
@@ -204,18 +216,45 @@ def open_port(transport: Transport, address: str, timeout_s: float) -> DatagramP
         here = [*own.getsockname()]
         if transport.rank == 0:
             ranks = range(1, transport.world_size)
-            places = [here, *(msgpack.unpackb(transport.receive(rank, _CALL, timeout_s)) for rank in ranks)]
-            token = secrets.randbits(32)
+            places = [here, *(_place(transport.receive(rank, _CALL, timeout_s), rank) for rank in ranks)]
+            answer = msgpack.packb([secrets.randbits(32), secrets.token_bytes(KEY_BYTES), places])
             for rank in ranks:
-                transport.send(rank, _ANSWER, msgpack.packb([token, places]))
+                transport.send(rank, _ANSWER, answer)
         else:
             transport.send(0, _CALL, msgpack.packb(here))
-            token, places = msgpack.unpackb(transport.receive(0, _ANSWER, timeout_s))
+            answer = transport.receive(0, _ANSWER, timeout_s)
+        token, key, found = _places(answer, transport.world_size)
     except BaseException:
         own.close()
         raise
-    peers = {rank: (str(host), int(port)) for rank, (host, port) in enumerate(places) if rank != transport.rank}
-    return DatagramPort(transport.rank, token, peers, own)
+    peers = {rank: place for rank, place in enumerate(found) if rank != transport.rank}
+    return DatagramPort(transport.rank, token, peers, own, key=key)
+
+
+def _place(packed: bytes | memoryview, rank: int) -> Address:
+    """Read where a rank's port is. Raises TransportError."""
+    match _unpack(packed):
+        case [str(host), int(port)] if 0 < port < 65536:
+            return host, port
+    raise TransportError(
+        f"rank {rank}: must say where its datagram port is, got something else; use one version on all"
+    )
+
+
+def _places(packed: bytes | memoryview, world_size: int) -> tuple[int, bytes, list[Address]]:
+    """Read rank 0's answer: token, key and all places. Raises TransportError."""
+    match _unpack(packed):
+        case [int(token), bytes(key), list(places)] if len(key) == KEY_BYTES and len(places) == world_size:
+            return token, key, [_place(msgpack.packb(place), rank) for rank, place in enumerate(places)]
+    raise TransportError("rank 0: must say where all datagram ports are, got something else; use one version on all")
+
+
+def _unpack(packed: bytes | memoryview) -> object:
+    try:
+        found: object = msgpack.unpackb(packed)
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return None
+    return found
 
 
 def _bind(rank: int, address: str) -> socket.socket:

@@ -1,6 +1,6 @@
 """What a datagram says of itself, and how much of it is header.
 
-    rows of one rank for one layer ──(cut by `parts`)──► [header | piece] [header | piece] …    each usable alone
+    rows of one rank for one layer ──(cut by `parts`)──► [header | tag | piece] …    each usable alone
 
     magic u8, sender u8, epoch u16, token u32, request u32,
     layer u16, number u16, parts u16, first u16, rows u16, total u16
@@ -9,9 +9,14 @@
 failure, is recognised. `number` of `parts` says which datagram of the message this is; a number equal to `parts` marks
 the parity of all of them. `first` and `rows` say which of the message's `total` rows the piece holds. Big-endian.
 
+The tag is 8 bytes of BLAKE2b over header and piece, keyed with a key of the run: whoever does not have that can neither
+make nor change a datagram, but for one guess in 2^64. It hides nothing, and does not tell one member from another.
+
 This module does no I/O.
 """
 
+import hashlib
+import hmac
 import struct
 from typing import NamedTuple
 
@@ -19,20 +24,28 @@ from astra.errors import TransportError
 
 __all__ = [
     "DATAGRAM_HEADER_BYTES",
+    "KEY_BYTES",
     "MAX_ROWS",
     "PIECE_BYTES",
     "Datagram",
     "Label",
     "decode_datagram",
     "encode_header",
+    "is_sealed",
+    "seal",
 ]
 
 _HEADER = struct.Struct(">BBHIIHHHHHH")
 _MAGIC = 0xA5
 """Format 5 would be another one; a stray packet rarely begins with it."""
 
-DATAGRAM_HEADER_BYTES = _HEADER.size
-"""Bytes of every header."""
+_TAG_BYTES = 8
+
+DATAGRAM_HEADER_BYTES = _HEADER.size + _TAG_BYTES
+"""Bytes of every header and its tag."""
+
+KEY_BYTES = 32
+"""Of a run's key."""
 
 MAX_ROWS = 0xFFFF
 """Most rows, and most datagrams, of a message."""
@@ -88,8 +101,25 @@ def encode_header(token: int, epoch: int, sender: int, label: Label) -> bytes:
         ) from None
 
 
+def seal(key: bytes, header: bytes, piece: bytes) -> bytes:
+    """Make a datagram of its parts."""
+    return header + _tag(key, header, piece) + piece
+
+
+def is_sealed(key: bytes, packet: bytes) -> bool:
+    """Whether a datagram is as somebody with the key made it."""
+    header, piece = packet[: _HEADER.size], packet[DATAGRAM_HEADER_BYTES:]
+    return hmac.compare_digest(packet[_HEADER.size : DATAGRAM_HEADER_BYTES], _tag(key, header, piece))
+
+
+def _tag(key: bytes, header: bytes, piece: bytes) -> bytes:
+    tag = hashlib.blake2b(header, digest_size=_TAG_BYTES, key=key)
+    tag.update(piece)
+    return tag.digest()
+
+
 def decode_datagram(packet: bytes, arrived_s: float) -> Datagram | None:
-    """Read what arrived; None if it is not a datagram that `encode_header` could have begun."""
+    """Read what arrived; None if it is not a datagram that `encode_header` could have begun. Leaves its tag unread."""
     if not DATAGRAM_HEADER_BYTES <= len(packet) <= DATAGRAM_HEADER_BYTES + PIECE_BYTES:
         return None
     magic, sender, epoch, token, *rest = _HEADER.unpack_from(packet)

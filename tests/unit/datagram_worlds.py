@@ -21,6 +21,7 @@ from astra.transport.inproc import connect
 
 LOOPBACK = "127.0.0.1"
 TOKEN = 0xDEADBEEF
+KEY = bytes(range(32))
 TIMEOUT_S = 30.0
 
 Loses = Callable[[int, int, Datagram], bool]
@@ -61,7 +62,7 @@ def ports(world_size: int, loses: Loses = nothing_lost) -> Iterator[tuple[list[D
     for rank, own in enumerate(sockets):
         own.loses, own.ranks = loses, {address: peer for peer, address in enumerate(addresses)}
         peers = {peer: address for peer, address in enumerate(addresses) if peer != rank}
-        made.append(DatagramPort(rank, TOKEN, peers, own))
+        made.append(DatagramPort(rank, TOKEN, peers, own, key=KEY))
     try:
         yield made, sockets
     finally:

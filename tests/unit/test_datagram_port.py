@@ -3,16 +3,17 @@
 import logging
 import secrets
 import socket
+import threading
 import time
 
 import pytest
-from datagram_worlds import LOOPBACK, TOKEN, ports
+from datagram_worlds import KEY, LOOPBACK, TOKEN, ports
 from transport_worlds import in_threads
 
 from astra.errors import TransportError
 from astra.transport import inproc
 from astra.transport.datagram import KEPT_DATAGRAMS, Address, DatagramPort, open_port
-from astra.transport.datagram_framing import Label, encode_header
+from astra.transport.datagram_framing import Label, encode_header, seal
 
 PATIENCE_S = 10.0
 """For datagrams that will come."""
@@ -89,7 +90,7 @@ def test_port_drops_what_is_foreign(
 ) -> None:
     with ports(2) as ((first, second), sockets), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         second.begin(2, 1)
-        packet = encode_header(token, epoch, sender, LABEL) + b"x"
+        packet = seal(KEY, encode_header(token, epoch, sender, LABEL), b"x")
         for _ in range(3):
             if stranger:
                 other.sendto(packet, sockets[1].getsockname())
@@ -112,6 +113,57 @@ def test_port_drops_what_is_malformed_and_goes_on(caplog: pytest.LogCaptureFixtu
         assert [datagram.piece for datagram in second.collect(PATIENCE_S)] == [b"good"]
         assert second.traffic.malformed == len(junk)
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+@pytest.mark.parametrize("forged", ["another key", "another piece", "another row"])
+def test_port_drops_what_was_not_made_with_the_runs_key(forged: str) -> None:
+    with ports(2) as ((first, second), sockets):
+        second.begin(2, 1)
+        header = encode_header(TOKEN, 0, 0, LABEL)
+        packet = seal(bytes(32) if forged == "another key" else KEY, header, b"x")
+        if forged == "another piece":
+            packet = packet[:-1] + b"y"
+        if forged == "another row":
+            packet = encode_header(TOKEN, 0, 0, LABEL._replace(rows=3)) + packet[len(header) :]
+        socket.socket.sendto(sockets[0], packet, sockets[1].getsockname())
+        assert second.collect(BRIEF_S) == []
+        assert (second.traffic.malformed, second.traffic.received) == (1, 0)
+        first.send(1, LABEL, b"good")
+        assert [datagram.piece for datagram in second.collect(PATIENCE_S)] == [b"good"]
+
+
+def test_port_takes_a_datagram_that_comes_again_as_a_copy_and_then_as_late() -> None:
+    with ports(2) as ((_, second), sockets):
+        second.begin(2, 1)
+        packet = seal(KEY, encode_header(TOKEN, 0, 0, LABEL), b"x")
+        for _ in range(2):
+            socket.socket.sendto(sockets[0], packet, sockets[1].getsockname())
+        settle(second, 2)
+        second.begin(3, 0)
+        socket.socket.sendto(sockets[0], packet, sockets[1].getsockname())
+        assert second.collect(BRIEF_S) == []
+        assert second.traffic.late == 3
+
+
+def test_port_is_not_held_up_by_a_flood() -> None:
+    with ports(2) as ((_, second), _):
+        flood = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        ended = threading.Event()
+
+        def pour() -> None:
+            while not ended.is_set():
+                flood.sendto(bytes(64), second._socket.getsockname())
+
+        thread = threading.Thread(target=pour, daemon=True)
+        thread.start()
+        began_s = time.monotonic()
+        second.begin(0, 0)
+        assert second.collect(0.2) == []
+        assert time.monotonic() - began_s < PATIENCE_S
+        ended.set()
+        thread.join()
+        flood.close()
+        assert second.traffic.malformed > 0
 
 
 def test_port_takes_the_epoch_that_it_is_told() -> None:
@@ -146,7 +198,7 @@ def test_port_sleeps_while_it_waits_and_no_longer_than_told() -> None:
 def test_port_counts_what_the_kernel_refuses_to_send(caplog: pytest.LogCaptureFixture) -> None:
     unreachable: Address = ("255.255.255.255", 9)  # a broadcast, which a socket must ask for first
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
-        port = DatagramPort(0, TOKEN, {1: unreachable}, own)
+        port = DatagramPort(0, TOKEN, {1: unreachable}, own, key=KEY)
         port.send(1, LABEL, b"x")
         port.send(1, LABEL, b"x")
         assert (port.traffic.sent, port.traffic.refused) == (0, 2)
