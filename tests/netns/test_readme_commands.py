@@ -22,6 +22,7 @@ COMMANDS = {
     "testbed exec d0 -- ip address": "10.77.0.1/24",
     "testbed status": "smoke",
     "testbed down": "removed",
+    "testbed sweep scenarios/sweeps/vit-rates-small.yaml --dry-run": "3 of 3 cells",
 }
 """Command, and what it must say."""
 
