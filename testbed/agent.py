@@ -101,9 +101,11 @@ class Agent:
     def __init__(self, device: str | None, endpoint: str, interface: str, folder: Path, *, keys: Path | None = None):
         self._folder = folder
         limits = own_limits() if device is None else None
+        control = ControlNetwork.find(endpoint)
         self._hello = Hello(
             device=device,
             address=_ipv4_address(interface),
+            control_address=None if control is None else _ipv4_address(control.interface),
             pid=os.getpid(),
             life=secrets.token_hex(8),
             limits=limits,

@@ -2,6 +2,7 @@
 
     eth0  data network      programs, shaped links
     eth1  control network   this agent --TCP--> controller, nothing else: what a program sends here would go unshaped
+                            programs --TCP, port 29501--> one another, to say who still takes part (CONTROL_ENDPOINT)
 
 In network namespaces the controller is a Unix socket and there is nothing to keep. Uses the programs `ip` and `nft`.
 
@@ -21,7 +22,10 @@ from typing import Any
 
 from testbed.errors import DeviceError
 
-__all__ = ["ControlNetwork", "name_order"]
+__all__ = ["PROGRAMS_PORT", "ControlNetwork", "name_order"]
+
+PROGRAMS_PORT = 29501
+"""Where a program may listen on the control network, which is not shaped: for words, not for data."""
 
 RESOLVE_TIMEOUT_S = 60.0
 RESOLVE_PERIOD_S = 0.5
@@ -72,7 +76,8 @@ class ControlNetwork:
         file.chmod(0o644)
 
     def reserve(self) -> None:
-        """Drop what anybody but this process's user sends to this network, and all that comes from others.
+        """Drop what anybody but this process's user sends to this network, and all that comes from others; but for
+        what programs say at `PROGRAMS_PORT`.
 
         Default routes go too: older engines give one to containers whose networks are all internal.
         """
@@ -85,11 +90,15 @@ table inet testbed_control {{
   chain send {{
     type filter hook output priority 0; policy accept;
     oifname "{self.interface}" meta skuid {os.geteuid()} ip daddr {self.address} tcp dport {self.port} accept
+    oifname "{self.interface}" tcp dport {PROGRAMS_PORT} accept
+    oifname "{self.interface}" tcp sport {PROGRAMS_PORT} accept
     oifname "{self.interface}" counter drop
   }}
   chain receive {{
     type filter hook input priority 0; policy accept;
     iifname "{self.interface}" ip saddr {self.address} tcp sport {self.port} accept
+    iifname "{self.interface}" tcp dport {PROGRAMS_PORT} accept
+    iifname "{self.interface}" tcp sport {PROGRAMS_PORT} accept
     iifname "{self.interface}" counter drop
   }}
 }}

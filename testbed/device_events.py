@@ -99,6 +99,7 @@ class DeviceEvents:
             raise DeviceError(f"device {name}: must come back at {device.address}, got {hello.address}; run it again")
         is_new = device.life != hello.life
         device.address, device.life = hello.address, hello.life
+        device.control_address = hello.control_address
         if is_new and device.state in ("down", "returning") and device.start is not None:
             device.state = "returning"
             since_s = self._clock.elapsed_s()

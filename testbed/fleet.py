@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from testbed.control_network import PROGRAMS_PORT
 from testbed.device_events import DeviceEvents
 from testbed.display import Display
 from testbed.errors import DeviceError, InputError, UnsupportedError
@@ -293,8 +294,15 @@ class Fleet:
             "OMP_NUM_THREADS": str(math.ceil(device.spec.cpus or os.cpu_count() or 1)),
             "PYTHONUNBUFFERED": "1",
             "TESTBED_DEVICE": name,
+            "CONTROL_ENDPOINT": self._programs_endpoint(identity),
             "TESTBED_CPUS": "" if device.spec.cpus is None else f"{device.spec.cpus:g}",
         }
+
+    def _programs_endpoint(self, identity: Identity) -> str:
+        """Return where the first device's program may listen to the others beside the data network."""
+        first = self._devices[next(iter(self._devices))]
+        address = f"tcp://{first.control_address}:{PROGRAMS_PORT}" if first.control_address else ""
+        return self._runtime.programs_endpoint(identity) or address
 
     def _stop_and_collect(self) -> None:
         """End what still runs and take in the files that the programs left."""

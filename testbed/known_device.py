@@ -16,6 +16,7 @@ class KnownDevice:
     rank: int
     spec: DeviceSpec
     address: str | None = None
+    control_address: str | None = None
     life: str = ""
     heard_at: float = 0.0
     state: Literal["up", "paused", "down", "returning"] = "up"

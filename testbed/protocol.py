@@ -105,6 +105,8 @@ class Hello(_Message):
     kind: Literal["hello"] = "hello"
     device: str | None
     address: str
+    control_address: str | None = None
+    """On the network that joins agents and controller; None where that is a Unix socket."""
     pid: int
     life: str
     limits: Limits | None = None

@@ -15,7 +15,7 @@ from testbed.runtimes.compose import ComposeRuntime
 from testbed.runtimes.docker import DockerRuntime
 from testbed.runtimes.netns import NetnsRuntime
 from testbed.runtimes.state import ProcessId, RunState
-from testbed.runtimes.surroundings import Surroundings
+from testbed.runtimes.surroundings import Identity, Surroundings
 from testbed.scenario import DeviceSpec
 
 __all__ = ["RUNTIMES", "Runtime", "RuntimeKind"]
@@ -60,6 +60,13 @@ class Runtime(Protocol):
 
     def surroundings(self, invoking: Surroundings) -> Surroundings:
         """User and folder of programs, given those of whoever called."""
+        ...
+
+    def programs_endpoint(self, identity: Identity) -> str | None:
+        """Return a ZeroMQ endpoint that a program of this user may bind, where programs meet beside the data network.
+
+        None where they have the control network for that.
+        """
         ...
 
     def agents(self) -> dict[str, ProcessId]:

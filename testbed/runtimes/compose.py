@@ -18,7 +18,7 @@ from testbed.event_schema import DeviceAction
 from testbed.keys import AGENT_FILE, CONTROLLER_FILE, ControlKeys, make_control_keys
 from testbed.runtimes.container import CONTROL_PORT, KEYS_FOLDER, PROGRAM
 from testbed.runtimes.state import ProcessId, RunState
-from testbed.runtimes.surroundings import Surroundings
+from testbed.runtimes.surroundings import Identity, Surroundings
 from testbed.scenario import DeviceSpec
 
 __all__ = ["ComposeRuntime"]
@@ -67,6 +67,10 @@ class ComposeRuntime:
 
     def limit(self, specs: Mapping[str, DeviceSpec]) -> None:
         """Nothing: the containers have had their limits from the start."""
+
+    def programs_endpoint(self, identity: Identity) -> str | None:
+        """None: programs have the control network."""
+        return None
 
     def agents(self) -> dict[str, ProcessId]:
         """None that this container could see."""

@@ -39,7 +39,7 @@ from testbed.runtimes.container import (
 )
 from testbed.runtimes.engine import asking, connect, gone_is_fine
 from testbed.runtimes.state import ProcessId, RunState
-from testbed.runtimes.surroundings import Surroundings, cache_folder
+from testbed.runtimes.surroundings import Identity, Surroundings, cache_folder
 from testbed.scenario import DeviceSpec
 
 __all__ = ["DockerRuntime"]
@@ -115,6 +115,10 @@ class DockerRuntime:
                 wanted |= dict.fromkeys(("mem_limit", "memswap_limit"), spec.memory_mb * 10**6)
             with asking(f"limit device {device} to {spec.cpus} CPUs and {spec.memory_mb} MB"):
                 self._containers[device].update(**wanted)
+
+    def programs_endpoint(self, identity: Identity) -> str | None:
+        """None: programs have the control network."""
+        return None
 
     def agents(self) -> dict[str, ProcessId]:
         """Identify the agents by their process ids on this machine."""

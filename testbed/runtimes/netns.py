@@ -26,7 +26,7 @@ from testbed.event_schema import DeviceAction
 from testbed.keys import ControlKeys
 from testbed.runtimes.cgroups import DeviceGroups, find_hierarchies
 from testbed.runtimes.state import ProcessId, RunState
-from testbed.runtimes.surroundings import Surroundings
+from testbed.runtimes.surroundings import Identity, Surroundings
 from testbed.scenario import DeviceSpec
 
 __all__ = ["NetnsRuntime"]
@@ -96,6 +96,14 @@ class NetnsRuntime:
     def surroundings(self, invoking: Surroundings) -> Surroundings:
         """Programs find the machine's own files and users."""
         return invoking
+
+    def programs_endpoint(self, identity: Identity) -> str | None:
+        """A Unix socket in a folder of the program's user: namespaces of the network do not separate those."""
+        folder = self._state.folder / "peers"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if identity.uid is not None:
+            os.chown(folder, identity.uid, -1 if identity.gid is None else identity.gid)
+        return f"ipc://{folder / 'socket'}"
 
     def agents(self) -> dict[str, ProcessId]:
         """Identify the agent processes, for the run's state."""
