@@ -25,7 +25,7 @@ __all__ = ["Guest"]
 _LOGGER = logging.getLogger(__name__)
 
 SILENT_SHARE = 0.9
-"""Of `detect_s`, after which a silent rank 0 is lost."""
+"""Of `detect_s`, after which a silent rank 0 is lost, once it has loaded."""
 FAREWELL_MS = 500
 LONGEST_LOOP_S = 2 * BEAT_S
 """A thread that was not run for longer does not hold it against rank 0."""
@@ -137,7 +137,7 @@ class Guest:
             if self._monitor in ready:
                 self._monitor.recv_multipart()
                 self._lose("its connection broke")
-            elif self._heard and self._silent_s > SILENT_SHARE * self._limits.detect_s:
+            elif self._epoch is not None and self._silent_s > SILENT_SHARE * self._limits.detect_s:
                 self._lose(f"it has been silent for {self._silent_s:.1f} s")
             if now_s >= next_s:
                 next_s = max(next_s + BEAT_S, now_s)
