@@ -51,7 +51,18 @@ def _missing_for_netem() -> str | None:
     return None if kernel.exists() else f"a kernel in {kernel.parent} (scripts/in-debian-kernel true fetches it)"
 
 
-LAYERS = {"netns": _missing_for_netns, "docker": _missing_for_docker, "netem": _missing_for_netem}
+def _missing_for_browser() -> str | None:
+    """Name what keeps this machine from opening a page, or None."""
+    found = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    return None if found else "the program chromium (Debian's package of that name)"
+
+
+LAYERS = {
+    "netns": _missing_for_netns,
+    "docker": _missing_for_docker,
+    "netem": _missing_for_netem,
+    "browser": _missing_for_browser,
+}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
