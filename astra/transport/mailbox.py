@@ -4,9 +4,10 @@
 
 A peer may be a layer ahead: its messages wait here for their tag. A peer may be behind, or dead and its
 frames late: what belongs to an earlier request than the one last asked for is dropped and counted as stale.
-Frames that are not ours (another run's token, a header that is not one, a chunk out of turn) are dropped
-and counted as malformed, and the first one is logged; nothing that arrives can raise. What a peer sends that
-was declared lost is stale too, since others may not have got it.
+Frames that are not ours (another run's token, a header that is not one, a chunk out of turn or again) are dropped
+and counted as malformed, and the first one is logged; nothing that arrives can raise, and no header makes this
+rank take memory: a message has as much as has come of it. What a peer sends that was declared lost is stale too,
+since others may not have got it.
 """
 
 import logging
@@ -25,12 +26,12 @@ _LOGGER = logging.getLogger(__name__)
 class _Partial:
     """A message of which some frames are missing."""
 
-    __slots__ = ("buffer", "next_chunk", "tag")
+    __slots__ = ("pieces", "tag", "total")
 
     def __init__(self, tag: Tag, total: int):
         self.tag = tag
-        self.buffer = bytearray(total)
-        self.next_chunk = 0
+        self.total = total
+        self.pieces: list[memoryview] = []
 
 
 class Mailbox:
@@ -47,7 +48,7 @@ class Mailbox:
         self._complete: dict[Tag, deque[tuple[int, memoryview]]] = {}
 
     def offer(self, peer: int, frame: bytes | memoryview) -> None:
-        """Take one frame that arrived on the connection to `peer`; copies it."""
+        """Take one frame that arrived on the connection to `peer`; nobody may change it any more."""
         header = decode_header(frame)
         if header is None:
             self._reject(peer, "its header cannot be read")
@@ -65,22 +66,21 @@ class Mailbox:
         if len(piece) != min(CHUNK_BYTES, header.total - offset):
             self._reject(peer, f"chunk {header.chunk} of {header.total} bytes cannot have {len(piece)}")
             return
-        if header.chunk == 0:
-            if peer in self._partial:
-                self._reject(peer, "a message began before the last one was whole")
-            self._partial[peer] = _Partial(header.tag, header.total)
         partial = self._partial.get(peer)
-        if partial is None or (partial.tag, partial.next_chunk) != (header.tag, header.chunk):
+        if header.chunk == 0 and (partial is None or (partial.tag, partial.total) != (header.tag, header.total)):
+            if partial is not None:
+                self._reject(peer, "a message began before the last one was whole")
+            partial = self._partial[peer] = _Partial(header.tag, header.total)
+        if partial is None or (partial.tag, len(partial.pieces)) != (header.tag, header.chunk):
             self._reject(peer, f"chunk {header.chunk} of {header.tag} came out of turn")
             return
-        if len(partial.buffer) != header.total:
+        if partial.total != header.total:
             self._reject(peer, f"{header.tag} changed its size on the way")
             return
-        partial.buffer[offset : offset + len(piece)] = piece
-        partial.next_chunk += 1
-        if partial.next_chunk == num_frames(header.total):
+        partial.pieces.append(piece)
+        if len(partial.pieces) == num_frames(header.total):
             del self._partial[peer]
-            message = (peer, memoryview(partial.buffer))
+            message = (peer, memoryview(bytearray().join(partial.pieces)))
             self._complete.setdefault(header.tag, deque()).append(message)
 
     def _reject(self, peer: int, reason: str) -> None:
@@ -108,7 +108,7 @@ class Mailbox:
         for tag in [tag for tag in self._complete if tag.request < request]:
             self.stale += sum(num_frames(len(payload)) for _, payload in self._complete.pop(tag))
         for peer in [peer for peer, partial in self._partial.items() if partial.tag.request < request]:
-            self.stale += self._partial.pop(peer).next_chunk
+            self.stale += len(self._partial.pop(peer).pieces)
 
     def take(self, peers: Collection[int], tag: Tag) -> tuple[int, memoryview] | None:
         """Hand out the first message with this tag from one of the peers, if one is whole."""

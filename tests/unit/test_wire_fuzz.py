@@ -1,0 +1,187 @@
+"""Whatever arrives on a socket is dropped and counted: random, damaged, cut short, repeated."""
+
+import contextlib
+import random
+import tracemalloc
+from collections.abc import Callable
+
+import msgpack
+import pytest
+from datagram_worlds import KEY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from astra.control.words import unpack_report, unpack_word
+from astra.errors import TransportError
+from astra.transport import CHUNK_BYTES, HEADER_BYTES, MAX_MESSAGE_BYTES, Tag, rendezvous
+from astra.transport.datagram import _place, _places
+from astra.transport.datagram_framing import Label, decode_datagram, encode_header, is_sealed, seal
+from astra.transport.framing import cut, decode_header
+from astra.transport.mailbox import Mailbox
+
+NUM_FRAMES = 100_000
+"""Random frames for every decoder."""
+TOKEN = 0xDEADBEEF
+TAG = Tag(3, 1, "codes")
+LABEL = Label(request=3, layer=1, number=0, parts=1, first=0, rows=4, total=4)
+SMALL_BYTES = 1 << 20
+"""What dropping a frame may take, whatever the frame claims."""
+
+JSON_LIKE = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.integers(-5, 300) | st.text(max_size=5), inner, max_size=5)
+    ),
+    max_leaves=15,
+)
+"""Whatever msgpack can say."""
+
+
+def frame(payload: bytes = b"abc", tag: Tag = TAG) -> bytes:
+    return b"".join(next(cut(TOKEN, 1, tag, payload)))
+
+
+def words() -> list[bytes]:
+    """One valid message of every kind that a rank reads, to be damaged."""
+    entry = ["10.0.0.1", {2: 4000}]
+    fields: list[list[object]] = [
+        ["hello", 3, 1, *entry],
+        ["roster", 7, {0: ["10.0.0.1", {1: 4000, 2: 4001}], 1: entry, 2: ["10.0.0.3", {}]}],
+        ["ready"],
+        ["refuse", "why"],
+        ["report", 1, "life", "d1", "10.0.0.2", "free", 0, {0: 0.5}, "", {0: 1}, {0: 1}],
+        ["gone", [1], "why"],
+        ["epoch", 1, [0, 2], ["10.0.0.1", "10.0.0.3"], 4000, 0, 1, 2],
+        [5, KEY, [["10.0.0.1", 4000], ["10.0.0.2", 4000]]],
+    ]
+    return [msgpack.packb(each) for each in fields]
+
+
+def damage(valid: bytes, rng: random.Random) -> bytes:
+    """Change some bytes, cut some off, or put some more behind."""
+    damaged = bytearray(valid)
+    for _ in range(rng.randint(1, 4)):
+        if damaged:
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+    kept = damaged[: rng.randint(0, len(damaged))] if rng.random() < 0.3 else damaged
+    return bytes(kept) + (rng.randbytes(rng.randint(1, 40)) if rng.random() < 0.2 else b"")
+
+
+def read_rendezvous(packed: bytes) -> None:
+    match rendezvous._unpack(packed):
+        case ["hello", _, int(rank), address, ports]:
+            rendezvous._entry(address, ports, range(rank + 1, 3) if 0 <= rank < 3 else range(0))
+        case ["roster", int(token), dict(told)]:
+            rendezvous._roster(token, told, 3)
+
+
+def read_ports(packed: bytes) -> None:
+    for read in (lambda: _place(packed, 1), lambda: _places(packed, 2)):
+        with contextlib.suppress(TransportError):
+            read()
+
+
+def read_datagram(packed: bytes) -> None:
+    if decode_datagram(packed, 0.0) is not None:
+        is_sealed(KEY, packed)
+
+
+def offer_anew(packed: bytes) -> None:
+    Mailbox(0, TOKEN).offer(1, packed)
+
+
+def read_control(packed: bytes) -> None:
+    unpack_report(packed)
+    unpack_word(packed)
+
+
+DECODERS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
+    "header": (decode_header, [frame()[:HEADER_BYTES]]),
+    "mailbox": (offer_anew, [frame(), frame(bytes(320))]),
+    "datagram": (read_datagram, [seal(KEY, encode_header(TOKEN, 0, 1, LABEL), b"codes")]),
+    "rendezvous": (read_rendezvous, words()),
+    "control": (read_control, words()),
+    "ports": (read_ports, words()),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoder_survives_random_and_damaged_frames(name: str) -> None:
+    decode, valid = DECODERS[name]
+    rng = random.Random(7)
+    for number in range(NUM_FRAMES):
+        packed = rng.randbytes(rng.randint(0, 80)) if number % 2 else damage(rng.choice(valid), rng)
+        decode(packed)
+
+
+@pytest.mark.parametrize("name", ["rendezvous", "control", "ports"])
+@settings(max_examples=100)
+@given(fields=st.lists(JSON_LIKE, max_size=12), head=st.sampled_from(["hello", "roster", "report", "gone", "epoch", 5]))
+def test_words_of_any_fields_are_read_or_refused(name: str, fields: list[object], head: object) -> None:
+    DECODERS[name][0](msgpack.packb([head, *fields]))
+
+
+def test_mailbox_counts_every_frame_that_it_drops_and_still_delivers() -> None:
+    """10^5 damaged frames between the two halves of a message."""
+    rng, mailbox = random.Random(11), Mailbox(0, TOKEN)
+    mailbox.begin(3)
+    valid = frame(bytes(320))
+    first, second = (b"".join(each) for each in cut(TOKEN, 1, Tag(3, 2, "rows"), bytes(CHUNK_BYTES + 1)))
+    mailbox.offer(1, first)
+    dropped = 0
+    for _ in range(NUM_FRAMES):
+        junk = damage(valid, rng)
+        header = decode_header(junk)
+        if header is None or header.token != TOKEN or header.sender != 1 or len(junk) != len(valid):
+            dropped += 1
+            mailbox.offer(1, junk)
+    mailbox.offer(1, second)
+    assert mailbox.malformed + mailbox.stale == dropped > NUM_FRAMES / 10
+    found = mailbox.take((1,), Tag(3, 2, "rows"))
+    assert found is not None
+    assert len(found[1]) == CHUNK_BYTES + 1
+
+
+def test_header_that_claims_the_most_takes_no_memory() -> None:
+    mailbox = Mailbox(0, TOKEN)
+    header, _ = next(cut(TOKEN, 1, TAG, bytes(CHUNK_BYTES)))
+    total = bytearray(header)
+    total[-4:] = MAX_MESSAGE_BYTES.to_bytes(4, "big")
+    claiming = bytes(total) + bytes(CHUNK_BYTES)
+    tracemalloc.start()
+    try:
+        for _ in range(50):
+            mailbox.offer(1, claiming)
+        assert tracemalloc.get_traced_memory()[1] < SMALL_BYTES
+    finally:
+        tracemalloc.stop()
+    assert mailbox.malformed == 49, "the first is the beginning of a message, the others repeat it"
+
+
+@pytest.mark.parametrize("again", [0, 1])
+def test_mailbox_drops_a_frame_that_is_repeated_within_its_message(again: int) -> None:
+    mailbox = Mailbox(0, TOKEN)
+    pieces = [b"".join(each) for each in cut(TOKEN, 1, TAG, bytes(range(256)) * 1024)]
+    for piece in (*pieces[:2], pieces[again], *pieces[2:]):
+        mailbox.offer(1, piece)
+    found = mailbox.take((1,), TAG)
+    assert found is not None
+    assert bytes(found[1]) == bytes(range(256)) * 1024
+    assert mailbox.malformed == 1
+
+
+def test_mailbox_counts_frames_that_come_again_after_their_request_as_stale() -> None:
+    mailbox = Mailbox(0, TOKEN)
+    mailbox.begin(3)
+    mailbox.offer(1, frame())
+    assert mailbox.take((1,), TAG) is not None
+    mailbox.offer(1, frame())  # again, in the same request: never asked for, stale when the next begins
+    mailbox.begin(4)
+    mailbox.offer(1, frame())
+    assert (mailbox.stale, mailbox.malformed) == (2, 0)
+    assert mailbox.take((1,), TAG) is None
