@@ -26,7 +26,10 @@ from testbed.replay import finished_run
 from testbed.runtimes import RUNTIMES, userns
 from testbed.runtimes.state import RunState
 from testbed.scenario import Scenario, json_schema, load
+from testbed.sweep.cells import is_sweep
+from testbed.sweep.cells import load as load_sweep
 from testbed.sweep.command import app as sweep_app
+from testbed.sweep.running import check_cells
 
 app = typer.Typer(
     help="Run programs on several isolated devices joined by shaped, lossy links.",
@@ -209,10 +212,10 @@ def render(scenario: ScenarioFile) -> None:
 
 @app.command()
 def validate(
-    scenarios: Annotated[list[Path] | None, typer.Argument(metavar="[SCENARIO.yaml]...")] = None,
+    scenarios: Annotated[list[Path] | None, typer.Argument(metavar="[SCENARIO.yaml | SWEEP.yaml]...")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="write the JSON Schema of scenario files")] = False,
 ) -> None:
-    """Check scenario files, and let each workload check its own part."""
+    """Check scenarios, also those of every cell of a sweep, and let each workload check its own part."""
     if schema:
         sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
         return
@@ -221,7 +224,10 @@ def validate(
     faults: list[str] = []
     for path in scenarios:
         try:
-            workload.check(load(path))
+            if is_sweep(path):
+                check_cells(load_sweep(path).cells, Options(go_on=True))
+            else:
+                workload.check(load(path))
             console.print(f"{escape(str(path))}: ok", highlight=False, soft_wrap=True)
         except InputError as error:
             faults += [fault if fault.startswith(str(path)) else f"{path}: {fault}" for fault in error.faults]

@@ -25,7 +25,7 @@ from testbed.sweep.paths import PathError, last_words, parse_path, replaced
 from testbed.sweep.schema import SweepFile
 from testbed.yaml_file import Document, merge, read
 
-__all__ = ["Cell", "Sweep", "load", "value_text"]
+__all__ = ["Cell", "Sweep", "is_sweep", "load", "value_text"]
 
 ID_CHARACTERS = 10
 SLUG_CHARACTERS = 60
@@ -78,6 +78,11 @@ def value_text(value: Any) -> str:
     if isinstance(value, list | dict):
         return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=2).hexdigest()
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def is_sweep(path: Path) -> bool:
+    """Tell a sweep file from a scenario: it has a base. Raises InputError for what is no YAML."""
+    return "base" in read(path).tree
 
 
 def load(path: Path) -> Sweep:

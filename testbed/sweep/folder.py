@@ -132,8 +132,11 @@ class SweepFolder:
 
     def write_tables(self) -> None:
         """Write results.csv and spread.csv of all finished runs."""
-        write_table(self.path / RESULTS_FILE, self._all_rows())
-        write_table(self.path / SPREAD_FILE, self.spread())
+        for name, rows in ((RESULTS_FILE, self._all_rows()), (SPREAD_FILE, self.spread())):
+            if rows:
+                write_table(self.path / name, rows)
+            else:
+                (self.path / name).unlink(missing_ok=True)
 
     def _all_rows(self) -> list[Row]:
         order = {cell.id: place for place, cell in enumerate(self.description.cells)}
