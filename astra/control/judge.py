@@ -2,7 +2,7 @@
 
     connection broken      lost, as soon as the others have said what they wait for
     no report for 0.8·d    lost: killed without a farewell, or standing still
-    cut off                rank r waits for p, p has sent more frames than r has got, and nothing of p came for d
+    cut off                rank r waits for p, p has for d sent more frames than r has got, and nothing of p came
 
 Whoever computes reports on and is never lost, however slow; while a model is loaded, the thread that reports may have
 to wait. Whoever waits has sent what the others wait for, or waits for somebody itself: blame follows the frames that
@@ -48,6 +48,14 @@ class Lost:
     """Whether it may join again as it is: one that stood still, but not one that others cannot hear."""
 
 
+@dataclass(frozen=True)
+class _Owing:
+    """Frames under way, behind so many that have arrived."""
+
+    received: int
+    since_s: float
+
+
 @dataclass
 class Judge:
     """What links have been seen to do, and how long anybody may be silent."""
@@ -55,8 +63,8 @@ class Judge:
     detect_s: float
     stalls_s: dict[tuple[int, int], float] = field(default_factory=dict)
     """Longest silence that each link (from, to) has come back from."""
-    open_s: dict[tuple[int, int], float] = field(default_factory=dict)
-    """The present silence of links that owe something."""
+    owing: dict[tuple[int, int], "_Owing"] = field(default_factory=dict)
+    """Links on which something was sent that has not arrived."""
 
     def lost(self, known: Mapping[int, Known], members: Collection[int], now_s: float) -> list[Lost]:
         """Return those of the members but rank 0 that are lost by now."""
@@ -70,17 +78,14 @@ class Judge:
                 found.append(Lost(rank, f"it has not reported for {now_s - one.heard_s:.1f} s", may_return=True))
         if found or any(known[rank].broken_s is not None for rank in set(members) & set(known)):
             return found
-        return self._cut_off({rank: known[rank].report for rank in members if rank in known})
+        return self._cut_off({rank: known[rank] for rank in members if rank in known})
 
-    def _cut_off(self, reports: Mapping[int, Report]) -> list[Lost]:
+    def _cut_off(self, known: Mapping[int, Known]) -> list[Lost]:
         accusers: dict[int, list[str]] = {}
-        for receiver, report in reports.items():
-            for sender, silent_s in report.waits_for.items():
+        for receiver, one in known.items():
+            for sender, silent_s in one.report.waits_for.items():
                 link = (sender, receiver)
-                if not self._owes(reports, *link):
-                    self.stalls_s[link] = max(self.stalls_s.get(link, 0.0), self.open_s.pop(link, 0.0))
-                    continue
-                self.open_s[link] = silent_s
+                silent_s = min(silent_s, self._owing_s(known, *link))
                 allowed_s = min(max(self.detect_s, 2 * self.stalls_s.get(link, 0.0)), LONGEST_STALL * self.detect_s)
                 if silent_s >= allowed_s:
                     accusers.setdefault(sender or receiver, []).append(
@@ -91,12 +96,18 @@ class Judge:
         rank = max(accusers, key=lambda accused: (len(accusers[accused]), accused))
         return [Lost(rank, f"it is cut off: {', '.join(accusers[rank])}", may_return=False)]
 
-    def _owes(self, reports: Mapping[int, Report], sender: int, receiver: int) -> bool:
-        """Whether frames were sent that have not arrived."""
-        there, here = reports.get(sender), reports[receiver]
-        if there is None or there.epoch != here.epoch or "serving" not in (there.state, here.state):
-            return False
-        return there.sent.get(receiver, 0) > here.received.get(sender, 0)
+    def _owing_s(self, known: Mapping[int, Known], sender: int, receiver: int) -> float:
+        """Return for how long frames have been under way to a rank, by its reports; 0 if none are."""
+        link, heard_s = (sender, receiver), known[receiver].heard_s
+        here, there = known[receiver].report, known[sender].report if sender in known else None
+        received, before = here.received.get(sender, 0), self.owing.get(link)
+        if before is not None and before.received != received:
+            self.stalls_s[link] = max(self.stalls_s.get(link, 0.0), heard_s - before.since_s)
+            del self.owing[link]
+        if there is None or there.epoch != here.epoch or there.sent.get(receiver, 0) <= received:
+            self.owing.pop(link, None)
+            return 0.0
+        return heard_s - self.owing.setdefault(link, _Owing(received, heard_s)).since_s
 
 
 def describe(lost: Collection[Lost], reports: Mapping[int, Report]) -> str:
