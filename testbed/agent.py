@@ -281,6 +281,10 @@ class Agent:
         self._stop_clock()
         await self._send_event_rows()
         await self._device_socket.close()
+        if self._device_socket.refused:
+            line = f"[device socket: {self._device_socket.refused} requests were refused]"
+            await self._send(Log(stream="agent", line=line))
+            self._device_socket.refused = 0
         by_event = clock is not None and clock.killed and code == -signal.SIGKILL
         await self._send(Exited(code=code, last_lines=program.last_lines, by_event=by_event))
         await self._send(Collected(left_out=await send_files(out, self._send)))

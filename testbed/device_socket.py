@@ -31,6 +31,8 @@ class DeviceSocket:
 
     def __init__(self, path: Path, handler: Handler):
         self.path = path
+        self.refused = 0
+        """Requests that were none."""
         self._handler = handler
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -72,6 +74,7 @@ class DeviceSocket:
             try:
                 line = await reader.readline()
             except ValueError:
+                self.refused += 1
                 await _reply(writer, {"ok": False, "error": f"request must be under {REQUEST_LIMIT_BYTES} bytes"})
                 return
             if not line:
@@ -82,6 +85,7 @@ class DeviceSocket:
         try:
             call = DeviceCall.validate_json(line)
         except ValidationError as error:
+            self.refused += 1
             return {"ok": False, "error": describe_fault(error)}
         return {"ok": True, **await self._handler(call)}
 
