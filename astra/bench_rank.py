@@ -262,8 +262,8 @@ class BenchRank(Rank):
         port, rows = self._collectives.datagrams, self._collectives.rows
         if port is None:
             return DatagramCounts(0, 0, 0, 0, 0)
-        traffic = port.traffic
-        return DatagramCounts(rows.expected, rows.missing, traffic.sent, traffic.received, traffic.late)
+        sent, received, late = port.traffic.sent, port.traffic.received, port.traffic.late
+        return DatagramCounts(rows.expected, rows.missing, sent, received, late, rows.sent_sum, rows.missing_sum)
 
     def _count_until_end(self, name: str, begin: Links | None) -> list[RankCounts]:
         """Mark on every rank and bring to rank 0 what each one counted since `begin`; nothing elsewhere."""

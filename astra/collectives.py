@@ -5,6 +5,8 @@ Everything is sent straight from its owner to each peer; there is no relay. Wher
 to send that were declared lost (see `control`) is left out; everywhere else it is missed.
 """
 
+import hashlib
+import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from astra.transport import PeerGoneError, Tag, Transport, Watch
@@ -13,6 +15,8 @@ from astra.transport.datagram import DatagramPort
 __all__ = ["Collectives", "PendingGather", "RowCount"]
 
 Payload = bytes | bytearray | memoryview
+
+DIGESTS = 2**64
 
 
 class PendingGather:
@@ -58,16 +62,33 @@ class PendingGather:
 
 
 class RowCount:
-    """How many rows peers should have sent as datagrams so far, and how many of them were missing when needed."""
+    """How many rows peers should have sent as datagrams so far, and how many of them were missing when needed.
+
+    Two sums of digests, modulo 2**64, stand for which they were: what was sent, and what was missing. They may be
+    subtracted and added over ranks like counts, and are equal in two runs only if the same was sent, or was missing.
+    """
 
     def __init__(self) -> None:
         self.expected = 0
         self.missing = 0
+        self.sent_sum = 0
+        self.missing_sum = 0
 
-    def add(self, expected: int, missing: int) -> None:
-        """Count the rows of a layer."""
-        self.expected += expected
-        self.missing += missing
+    def add(self, where: tuple[int, int, int], missing: Sequence[bool]) -> None:
+        """Count the rows of a layer: of a request, a layer and the rank that waited, which ones were missing."""
+        self.expected += len(missing)
+        if any(missing):
+            self.missing += sum(missing)
+            self.missing_sum = (self.missing_sum + _digest(where, bytes(missing))) % DIGESTS
+
+    def note_sent(self, where: tuple[int, int, int], pieces: Sequence[bytes]) -> None:
+        """Take note of the rows that a rank sends in a layer of a request, copies left out."""
+        self.sent_sum = (self.sent_sum + _digest(where, b"".join(pieces))) % DIGESTS
+
+
+def _digest(where: tuple[int, int, int], data: bytes) -> int:
+    digest = hashlib.blake2b(struct.pack("<3I", *where) + data, digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
 
 
 class Collectives:

@@ -63,6 +63,7 @@ class DatagramExchange:
         self._note_late()
         if self._ways.to:
             labelled = self._labelled(tag, rows_RV)
+            self._collectives.rows.note_sent(self._where(tag), [piece for _, piece in labelled])
             for _ in range(self._config.copies):
                 for label, piece in labelled:
                     for peer in self._collectives.in_turn(set(self._ways.to) - self._collectives.watch.gone):
@@ -87,10 +88,13 @@ class DatagramExchange:
                 rows_RV[where] = self._codec.decode(payload, len(rows), values)
                 missing_R[where] = False
             first += counts[peer]
-        self._collectives.rows.add(len(rows_RV), int(missing_R.sum()))
+        self._collectives.rows.add(self._where(tag), missing_R.tolist())
         if self._config.on_missing == "stale":
             missing_R = self._fill(tag, rows_RV, missing_R)
         return Rows(rows_RV, missing_R if bool(missing_R.any()) else None)
+
+    def _where(self, tag: Tag) -> tuple[int, int, int]:
+        return tag.request, tag.layer, self._collectives.rank
 
     def _labelled(self, tag: Tag, rows_RV: Tensor) -> list[tuple[Label, bytes]]:
         """Return the datagrams of this rank's rows, the parity last."""

@@ -68,7 +68,8 @@ class LinkTotals:
 
 
 DIGEST_BYTES = 8
-_COUNTS = struct.Struct("<5I")
+_COUNTS = struct.Struct("<5I2Q")
+_DIGESTS = 2**64
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ class DatagramCounts:
     """Copies and late ones included."""
     late: int
     """Came when their layer was over."""
+    sent_sum: int = 0
+    """Stands for the rows that were sent, see `collectives.RowCount`; modulo 2**64."""
+    missing_sum: int = 0
+    """Likewise for those that were missing, and where."""
 
     SIZE = _COUNTS.size
 
@@ -94,12 +99,17 @@ class DatagramCounts:
 
     def minus(self, earlier: "DatagramCounts") -> "DatagramCounts":
         """Return what was counted since."""
-        return DatagramCounts(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))
+        return DatagramCounts._wrapped(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True))
 
     @classmethod
     def sum(cls, parts: Iterable["DatagramCounts"]) -> "DatagramCounts":
         """Add up ranks or requests."""
-        return cls(*(sum(counts) for counts in zip(*(astuple(part) for part in parts), strict=True)))
+        return cls._wrapped(sum(counts) for counts in zip(*(astuple(part) for part in parts), strict=True))
+
+    @classmethod
+    def _wrapped(cls, counts: Iterable[int]) -> "DatagramCounts":
+        values = list(counts)
+        return cls(*values[:-2], *(value % _DIGESTS for value in values[-2:]))
 
     def to_bytes(self) -> bytes:
         """Pack for the way to rank 0."""
@@ -197,6 +207,7 @@ def request_row(strategy: StrategyConfig, placement: str, answer: Answer, refere
         "agreement_cosine": None if agreement is None else agreement[0],
         "top1_same": None if agreement is None else agreement[1],
         **_datagram_cells(answer.datagrams),
+        **_digest_cells(strategy, answer),
         "world_size": answer.world_size,
         "attempts": answer.attempts,
         "degraded": " ".join(map(str, answer.left_out)) or None,
@@ -265,6 +276,21 @@ def _datagram_cells(counts: DatagramCounts | None) -> Row:
         "datagrams_sent": None if counts is None else counts.sent,
         "datagrams_received": None if counts is None else counts.received,
         "datagrams_late": None if counts is None else counts.late,
+    }
+
+
+def _digest_cells(strategy: StrategyConfig, answer: Answer) -> Row:
+    """Return digests of the datagrams of all ranks, and of which of their rows were missing where.
+
+    Requests with equal `missing_digest` are the same request and lacked the same, so all else must be equal too.
+    """
+    counts = answer.datagrams
+    if counts is None:
+        return {"codes_digest": None, "missing_digest": None}
+    which = f"{label(strategy)}/{answer.request}/{counts.missing_sum}".encode()
+    return {
+        "codes_digest": f"{counts.sent_sum:016x}",
+        "missing_digest": hashlib.blake2b(which, digest_size=DIGEST_BYTES).hexdigest(),
     }
 
 

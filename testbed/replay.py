@@ -5,6 +5,10 @@
 Every table that the program reported is compared row for row, in whatever order the rows came: cells that are not
 numbers, and those of columns that end in `_digest`, have to be equal. Numbers (times, counts) may differ. Of every
 link, the pattern has to be the same and to have lost in each run what it says.
+
+What is sent with a deadline is a matter of time, and what is missing decides what comes of it. A row that says what it
+had to do without, in a column `missing_digest`, is held against the row of the other run that says the same; where no
+row does, other things were missing, and there is nothing to compare: `not_compared` says of how many.
 """
 
 import csv
@@ -15,11 +19,13 @@ from pathlib import Path
 
 from testbed.errors import InputError
 
-__all__ = ["differences", "finished_run"]
+__all__ = ["differences", "finished_run", "not_compared"]
 
 OWN_TABLES = frozenset({"links", "marks", "events", "calibration", "traces", "results"})
 """Written by testbed; of these only `links` says what has to be the same."""
 SHOWN_ROWS = 5
+LACKED = "missing_digest"
+"""Column of what a row had to do without."""
 
 Cells = tuple[tuple[str, str], ...]
 
@@ -61,14 +67,36 @@ def _of_links(first: Path, second: Path) -> Iterator[str]:
 
 
 def _of_tables(first: Path, second: Path) -> Iterator[str]:
-    names = {path.stem for folder in (first, second) for path in folder.glob("*.csv")} - OWN_TABLES
-    for name in sorted(names):
-        found = [Counter(map(_fixed_cells, _rows(folder / f"{name}.csv"))) for folder in (first, second)]
+    for name in _tables(first, second):
+        found = [Counter(map(_fixed_cells, rows)) for rows in _comparable(first, second, name)]
         for folder, only in ((first, found[0] - found[1]), (second, found[1] - found[0])):
             for cells in list(only)[:SHOWN_ROWS]:
                 yield f"{name}: must have the same rows, got only in {folder}: {dict(cells)}"
             if len(only) > SHOWN_ROWS:
                 yield f"{name}: and {len(only) - SHOWN_ROWS} more only in {folder}"
+
+
+def not_compared(first: Path, second: Path) -> list[str]:
+    """Say in a line each how many rows of a table lacked other things than in the first run."""
+    lines = []
+    for name in _tables(first, second):
+        rows = _rows(second / f"{name}.csv")
+        left_out = len(rows) - len(_comparable(first, second, name)[1])
+        if left_out:
+            lines.append(f"{name}: {left_out} of {len(rows)} rows had to do without other things than in the first run")
+    return lines
+
+
+def _tables(first: Path, second: Path) -> list[str]:
+    return sorted({path.stem for folder in (first, second) for path in folder.glob("*.csv")} - OWN_TABLES)
+
+
+def _comparable(first: Path, second: Path, name: str) -> list[list[dict[str, str]]]:
+    """Return the rows of both runs but for those that lacked what no row of the other run lacked."""
+    tables = [_rows(folder / f"{name}.csv") for folder in (first, second)]
+    lacked = [{row.get(LACKED) for row in rows} for rows in tables]
+    common = lacked[0] & lacked[1]
+    return [[row for row in rows if not row.get(LACKED) or row[LACKED] in common] for rows in tables]
 
 
 def _fixed_cells(row: dict[str, str]) -> Cells:

@@ -11,7 +11,7 @@ from testbed.errors import InputError
 from testbed.links import LinkRule
 from testbed.loss import Bernoulli, lost_positions
 from testbed.losses_seen import pattern_columns
-from testbed.replay import differences, finished_run
+from testbed.replay import differences, finished_run, not_compared
 
 LINK = {"source": "d0", "destination": "d1", "packets": 10, "lost": 1, "pattern_digest": "ab", "lost_by_pattern": 1}
 REQUEST = {"strategy": "astra", "request": 0, "latency_s": 1.5, "answer_digest": "12e3", "token_ids": "5 6"}
@@ -50,6 +50,22 @@ def test_differences_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
 )
 def test_differences_name_what_must_not_differ(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     assert said in "\n".join(differences(folder(tmp_path / "a"), folder(tmp_path / "b", **changes)))
+
+
+def test_rows_that_lacked_other_things_are_not_compared(tmp_path: Path) -> None:
+    def sent(request: int, lacked: str, answer: str) -> dict[str, Any]:
+        return REQUEST | {"request": request, "missing_digest": lacked, "codes_digest": answer, "answer_digest": answer}
+
+    before = [sent(0, "a0", "1f"), sent(1, "a1", "2f"), sent(2, "", "3f")]
+    first = folder(tmp_path / "a", requests=before)
+    other = folder(tmp_path / "b", requests=[before[0], sent(1, "b1", "4f"), before[2]])
+    assert differences(first, other) == []
+    assert not_compared(first, other) == ["requests: 1 of 3 rows had to do without other things than in the first run"]
+    wrong = folder(tmp_path / "c", requests=[sent(0, "a0", "5f"), *before[1:]])
+    assert len(differences(first, wrong)) == 2
+    assert not_compared(first, wrong) == []
+    reliable = folder(tmp_path / "d", requests=[*before[:2], sent(2, "", "6f")])
+    assert len(differences(first, reliable)) == 2
 
 
 def test_only_finished_runs_can_be_replayed(tmp_path: Path) -> None:

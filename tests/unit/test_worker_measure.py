@@ -105,10 +105,25 @@ def test_rows_say_what_became_of_datagrams():
     assert summary_row(result([answer(0, 1.0)]), None)["missing_tokens_pct"] is None
 
 
+def test_rows_that_lack_the_same_have_equal_digests():
+    counts = DatagramCounts(200, 3, 20, 18, 1, sent_sum=5, missing_sum=6)
+    row = request_row(AstraConfig(), "terminal", replace(answer(0, 1.0), datagrams=counts), None)
+    again = request_row(AstraConfig(), "terminal", replace(answer(0, 2.0), datagrams=replace(counts, late=0)), None)
+    assert row["codes_digest"] == again["codes_digest"] == "0000000000000005"
+    assert row["missing_digest"] == again["missing_digest"]
+    others = [
+        request_row(AstraConfig(), "terminal", replace(answer(0, 1.0), datagrams=replace(counts, missing_sum=7)), None),
+        request_row(AstraConfig(), "terminal", replace(answer(1, 1.0), datagrams=counts), None),
+        request_row(AstraConfig(num_groups=2), "terminal", replace(answer(0, 1.0), datagrams=counts), None),
+    ]
+    assert len({row["missing_digest"], *(other["missing_digest"] for other in others)}) == 4
+    assert request_row(AstraConfig(), "terminal", answer(0, 1.0), None)["missing_digest"] is None
+
+
 def test_datagram_counts_add_up_and_survive_the_way_to_rank_0():
-    some, more = DatagramCounts(10, 2, 3, 4, 5), DatagramCounts(30, 5, 7, 9, 11)
-    assert more.minus(some) == DatagramCounts(20, 3, 4, 5, 6)
-    assert DatagramCounts.sum([some, more]) == DatagramCounts(40, 7, 10, 13, 16)
+    some, more = DatagramCounts(10, 2, 3, 4, 5, 2**64 - 1, 7), DatagramCounts(30, 5, 7, 9, 11, 4, 2**63)
+    assert more.minus(some) == DatagramCounts(20, 3, 4, 5, 6, 5, 2**63 - 7)
+    assert DatagramCounts.sum([some, more]) == DatagramCounts(40, 7, 10, 13, 16, 3, 2**63 + 7)
     assert DatagramCounts.from_bytes(memoryview(some.to_bytes())) == some
     assert len(some.to_bytes()) == DatagramCounts.SIZE
     assert DatagramCounts(0, 0, 0, 0, 0).missing_pct == 0.0
