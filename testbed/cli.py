@@ -22,7 +22,7 @@ from testbed.display import Display, fitting_table, table_of
 from testbed.errors import InputError, TestbedError
 from testbed.record import Row
 from testbed.render import compose_file
-from testbed.replay import finished_run
+from testbed.replay import finished_run, not_compared
 from testbed.runtimes import RUNTIMES, userns
 from testbed.runtimes.state import RunState
 from testbed.scenario import Scenario, json_schema, load
@@ -104,6 +104,8 @@ def replay(
         outcome, differences = controller.replay(folder, display, out=out, runtime=runtime)
     for line in differences:
         console.print(f"[red]differs[/red]  {escape(line)}", highlight=False, soft_wrap=True)
+    for line in not_compared(folder, outcome.folder):
+        console.print(f"not compared  {escape(line)}", highlight=False, soft_wrap=True)
     if not differences:
         console.print("the same: packets lost by position, and all that the program reported but numbers")
     console.print(f"results: {escape(str(outcome.folder))}", highlight=False, soft_wrap=True)
