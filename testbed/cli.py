@@ -20,6 +20,7 @@ from testbed import doctor as examination
 from testbed.controller import Options
 from testbed.display import Display, fitting_table, table_of
 from testbed.errors import InputError, TestbedError
+from testbed.keys import AGENT_FILE, CONTROLLER_FILE, make_control_keys
 from testbed.record import Row
 from testbed.render import compose_file
 from testbed.replay import finished_run, not_compared
@@ -124,6 +125,17 @@ def up(scenario: ScenarioFile, runtime: RuntimeName = "netns", uncapped: Uncappe
     console.print(
         f"up as {state.run_id}; try: testbed exec {state.devices[0]} -- ping -c 3 {state.addresses[state.devices[-1]]}"
     )
+
+
+@app.command()
+def keys(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of the key files; made if needed")],
+) -> None:
+    """Make the keys of a controller and of its agents, for machines that share no folder (images/stack.yml)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for side, name in zip(make_control_keys(), (CONTROLLER_FILE, AGENT_FILE), strict=True):
+        side.write(folder / name)
+    console.print(f"{escape(str(folder))}: {CONTROLLER_FILE} and {AGENT_FILE}", highlight=False)
 
 
 @app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
