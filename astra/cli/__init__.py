@@ -6,6 +6,7 @@
     astra evaluate   say how accurate strategies are, in this process or as one rank
     astra train      train a model, or fine-tune it and its codebooks for a method
     astra study      train and evaluate all that tables of accuracies need
+    astra keys       make the key files of a run by hand
     astra convert    turn models that were trained elsewhere into checkpoint folders
 
 Exit codes: 0 success, 1 the run failed, 2 bad input. torch and transformers take seconds to import, so the commands
@@ -17,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from astra.cli import accuracy, convert, ranks
+from astra.cli import accuracy, convert, keys, ranks
 
 __all__ = ["app", "main"]
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _command in (ranks.bench, ranks.generate, ranks.fit, accuracy.evaluate, accuracy.train, accuracy.study):
+for _command in (ranks.bench, ranks.generate, ranks.fit, accuracy.evaluate, accuracy.train, accuracy.study, keys.keys):
     app.command()(_command)
 app.add_typer(convert.commands, name="convert")
 
