@@ -141,7 +141,7 @@ def _faults_of_changes(changes: object) -> Iterator[InitErrorDetails]:
         yield fault_at(("set",), changes, violation("a change of rate_mbps, loss_pct, loss or queue_ms", "add one"))
     if "rate_mbps" in changes and changes["rate_mbps"] is None:
         yield fault_at(("set", "rate_mbps"), None, violation("a number in an event", "give the link a rate"))
-    for key in ("delay_ms", "jitter_ms"):
+    for key in ("delay_ms", "jitter_ms", "reorder_pct"):
         if key in changes:
             rule = violation("absent in an event", "events cannot change delays yet")
             yield fault_at(("set", key), changes[key], rule)

@@ -17,6 +17,7 @@ __all__ = [
     "LossPct",
     "QueueMs",
     "RateMbps",
+    "ReorderPct",
     "Scalar",
     "Text",
     "known_names",
@@ -81,6 +82,11 @@ LossPct = Annotated[
     Field(ge=0, le=100),
     AfterValidator(_loss_that_a_pattern_can_hold),
     Rule("0 or a number from 0.01 to 100", "it counts percent: 1 is one packet in a hundred", "number"),
+]
+ReorderPct = Annotated[
+    float,
+    Field(ge=0, le=50),
+    Rule("a number from 0 to 50", "it counts percent: 1 is one packet in a hundred that overtakes", "number"),
 ]
 Text = Annotated[str, Field(pattern=r"^[^\x00]+$"), Rule("text that is not empty", "write text", "text")]
 Scalar = Annotated[str | int | float | bool, BeforeValidator(_check_scalar)]

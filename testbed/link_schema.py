@@ -14,13 +14,13 @@ from pydantic_core import InitErrorDetails
 
 from testbed.block import OMITTABLE, Block, faults_error
 from testbed.faults import fault_at, violation
-from testbed.fields import DelayMs, DeviceName, DeviceNameOrStar, LossPct, QueueMs, RateMbps, known_names
+from testbed.fields import DelayMs, DeviceName, DeviceNameOrStar, LossPct, QueueMs, RateMbps, ReorderPct, known_names
 from testbed.loss import Bernoulli, Loss
 from testbed.loss_schema import BernoulliLoss, LossModel
 
 __all__ = ["FRAME_BITS", "LinkChanges", "LinkDefault", "LinkOverride", "LinkSelector", "LinkSettings", "Links"]
 
-IMPAIRMENTS = ("rate_mbps", "delay_ms", "jitter_ms", "loss_pct", "queue_ms")
+IMPAIRMENTS = ("rate_mbps", "delay_ms", "jitter_ms", "loss_pct", "queue_ms", "reorder_pct")
 FRAME_BITS = 1514 * 8
 """Largest Ethernet frame as the kernel counts it: 1500 bytes and a header of 14."""
 
@@ -77,6 +77,8 @@ class LinkDefault(_Impaired):
     """Packets lost, in percent: 0, or 0.01 to 100; which ones follows from the seed."""
     queue_ms: QueueMs = 200.0
     """Depth of the queue in milliseconds of sending at rate_mbps; what does not fit is dropped."""
+    reorder_pct: ReorderPct = 0.0
+    """Packets that are not delayed, and so overtake those that are, in percent; needs a delay_ms."""
     loss: Annotated[LossModel | None, OMITTABLE] = None
     """Loss by a named model, instead of loss_pct."""
 
@@ -94,6 +96,8 @@ class LinkChanges(_Impaired):
     """Packets lost, in percent."""
     queue_ms: Annotated[QueueMs | None, OMITTABLE] = None
     """Depth of the queue in milliseconds of sending at rate_mbps."""
+    reorder_pct: Annotated[ReorderPct | None, OMITTABLE] = None
+    """Packets that are not delayed, and so overtake those that are, in percent."""
     loss: Annotated[LossModel | None, OMITTABLE] = None
     """Loss by a named model, instead of loss_pct."""
 
@@ -161,6 +165,7 @@ class LinkSettings:
     queue_ms: float
     loss: LossModel | None = None
     """The loss model; None where every packet has the same chance, `loss_pct`."""
+    reorder_pct: float = 0.0
 
     def loss_model(self) -> Loss:
         """Return the loss model in fractions."""
@@ -223,6 +228,11 @@ class Links(Block):
             rule = f"at most the delay_ms of the link {source} to {destination}, which is {link.delay_ms:g}"
             error = violation(rule, "lower jitter_ms or raise delay_ms")
             yield fault_at(self._statement_of("jitter_ms", source, destination), _as_written(link.jitter_ms), error)
+        if link.reorder_pct and not link.delay_ms:
+            rule = f"0 where the link {source} to {destination} has no delay_ms"
+            error = violation(rule, "packets overtake only those that are delayed: give it a delay_ms")
+            place = self._statement_of("reorder_pct", source, destination)
+            yield fault_at(place, _as_written(link.reorder_pct), error)
         frame_ms = FRAME_BITS / (link.rate_mbps * 1000) if link.rate_mbps else 0.0
         if link.queue_ms < frame_ms:
             rule = f"at least {frame_ms:.2f} for the link {source} to {destination}, to hold one frame at its rate"

@@ -32,8 +32,8 @@ class LinkRule:
     loss: Loss
     seed: int
     """The scenario's seed; with the names of both ends it fixes which packets are lost."""
-    reorder: bool = False
-    """Whether jitter lets packets overtake one another; without, each leaves after those before it."""
+    reorder: float = 0.0
+    """Probability that a packet is not delayed, and so overtakes those that are; the others keep their order."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class DeviceRules:
     """Cap over all that the device sends, or None."""
 
     def without_loss(self) -> "DeviceRules":
-        """Return the same rules with empty drop patterns, for measuring what else the links do."""
-        return replace(self, rules=tuple(replace(rule, loss=NO_LOSS) for rule in self.rules))
+        """Return the same rules with empty drop patterns and all packets in order, to measure what else links do."""
+        return replace(self, rules=tuple(replace(rule, loss=NO_LOSS, reorder=0.0) for rule in self.rules))
 
 
 def rules_for(scenario: Scenario, destination: str, addresses: Mapping[str, str]) -> DeviceRules:
@@ -84,4 +84,5 @@ def _rule(settings: LinkSettings, source: str, address: str, seed: int) -> LinkR
         queue_s=settings.queue_ms / 1000,
         loss=settings.loss_model(),
         seed=seed,
+        reorder=settings.reorder_pct / 100,
     )

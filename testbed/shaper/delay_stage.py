@@ -13,7 +13,6 @@ Source: the kernel's uapi headers nfnetlink.h and nfnetlink_queue.h.
 import contextlib
 import errno
 import gc
-import heapq
 import json
 import os
 import random
@@ -59,40 +58,39 @@ QUEUE_NUMBER_AT, PACKET_ID_AT = 18, 24
 class HeldPackets:
     """The packets of one link that are under way, by when they are due; times in nanoseconds."""
 
-    def __init__(self, queue: int, *, delay_ns: int, jitter_ns: int, reorder: bool, seed: str):
+    def __init__(self, queue: int, *, delay_ns: int, jitter_ns: int, reorder: float, seed: str):
         self.queue = queue
         self._delay_ns, self._jitter_ns, self._reorder = delay_ns, jitter_ns, reorder
         self._random = random.Random(seed)  # noqa: S311 - emulation
         self._in_order: deque[tuple[int, int]] = deque()
-        self._by_time: list[tuple[int, int]] = []
+        self._overtaking: list[int] = []
         self._last_ns = 0
 
     def hold(self, packet: int, now_ns: int) -> None:
-        """Take a packet in; its delay is uniform in delay ± jitter, and the same for the k-th packet of every run."""
+        """Take a packet in; its delay is uniform in delay ± jitter, or none, as for the k-th packet of every run."""
+        if self._reorder and self._random.random() < self._reorder:
+            self._overtaking.append(packet)
+            return
         due_ns = now_ns + self._delay_ns
         if self._jitter_ns:
             due_ns += round(self._random.uniform(-self._jitter_ns, self._jitter_ns))
-        if self._reorder:
-            heapq.heappush(self._by_time, (due_ns, packet))
-            return
         self._last_ns = due_ns = max(due_ns, self._last_ns)
         self._in_order.append((due_ns, packet))
 
     def next_ns(self) -> int | None:
         """Return when the next packet is due, None if none is under way."""
-        if self._in_order:
-            return self._in_order[0][0]
-        return self._by_time[0][0] if self._by_time else None
+        if self._overtaking:
+            return 0
+        return self._in_order[0][0] if self._in_order else None
 
     def verdicts(self, now_ns: int) -> bytes:
         """Let go of every packet that is due by now; return the messages that tell the kernel."""
+        messages = b"".join(_verdict(MESSAGE_VERDICT, self.queue, packet) for packet in self._overtaking)
+        self._overtaking.clear()
         last = None
         while self._in_order and self._in_order[0][0] <= now_ns:
             last = self._in_order.popleft()[1]
-        messages = b"" if last is None else _verdict(MESSAGE_VERDICT_BATCH, self.queue, last)
-        while self._by_time and self._by_time[0][0] <= now_ns:
-            messages += _verdict(MESSAGE_VERDICT, self.queue, heapq.heappop(self._by_time)[1])
-        return messages
+        return messages if last is None else messages + _verdict(MESSAGE_VERDICT_BATCH, self.queue, last)
 
 
 def main() -> None:

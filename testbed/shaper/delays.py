@@ -33,7 +33,7 @@ END_TIMEOUT_S = 5.0
 PROGRAM = (sys.executable, "-I", "-S", delay_stage.__file__)
 GROUP = "delays"
 """Control group of the stages of a run, beside those of its devices: the network costs no device its CPU time."""
-_TRY = json.dumps({"links": [{"queue": 1, "delay_ns": 0, "jitter_ns": 0, "reorder": False, "seed": ""}], "groups": []})
+_TRY = json.dumps({"links": [{"queue": 1, "delay_ns": 0, "jitter_ns": 0, "reorder": 0, "seed": ""}], "groups": []})
 ATTEMPT = (
     f"{' '.join(TABLE)} -A {CHAIN} -i lo -s 192.0.2.1 -j NFQUEUE --queue-num 1 && "
     f"echo '{_TRY}' | {' '.join(PROGRAM)} | grep -q {delay_stage.READY}"
@@ -50,7 +50,7 @@ class StageLink:
     queue: int
     delay_ns: int
     jitter_ns: int
-    reorder: bool
+    reorder: float
     seed: str
 
     def config(self) -> dict[str, Any]:

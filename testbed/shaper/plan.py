@@ -54,7 +54,8 @@ class Queue:
     """The leaf of a class: a bfifo of `limit` bytes, or with a delay a netem of `limit` packets.
 
     `order_rate` (bytes/s, 0 for none) is a rate far above any link's. netem sends packets as they become due, so jitter
-    reorders them, but with a rate of its own it sends each after the one before.
+    reorders them, but with a rate of its own it sends each after the one before; all but those, `reorder_pct` of all,
+    that it puts at the head of its queue without a delay.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Queue:
     delay_us: int = 0
     jitter_us: int = 0
     order_rate: int = 0
+    reorder_pct: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,8 @@ def _queue_of(rule: LinkRule, rate: int, netem: bool) -> Queue:
         return Queue("bfifo", limit)
     waiting_s = rule.delay_s + rule.jitter_s + rule.queue_s
     limit = math.ceil(rate * waiting_s / FRAME_BYTES)
-    order_rate = 0 if rule.reorder else UNSHAPED_RATE
-    return Queue("netem", limit, round(rule.delay_s * 1e6), round(rule.jitter_s * 1e6), order_rate)
+    delay_us, jitter_us = round(rule.delay_s * 1e6), round(rule.jitter_s * 1e6)
+    return Queue("netem", limit, delay_us, jitter_us, UNSHAPED_RATE, 100 * rule.reorder)
 
 
 def _bytes_per_s(rate_bps: float) -> int:
@@ -171,5 +173,6 @@ def _queue_text(link_class: LinkClass) -> str:
     if queue.kind == "bfifo":
         return f"{place} bfifo limit {queue.limit}"
     jitter = f" {queue.jitter_us}us" if queue.jitter_us else ""
+    overtaking = f" reorder {queue.reorder_pct:g}%" if queue.reorder_pct else ""
     order = f" rate {queue.order_rate * 8}bit" if queue.order_rate else ""
-    return f"{place} netem limit {queue.limit} delay {queue.delay_us}us{jitter}{order}"
+    return f"{place} netem limit {queue.limit} delay {queue.delay_us}us{jitter}{overtaking}{order}"

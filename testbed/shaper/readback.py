@@ -22,7 +22,10 @@ ROUNDING_S = 2e-6
 SOURCE_ADDRESS_OFFSET = 12
 """Of the source address in an IPv4 header."""
 NETEM_DELAY, NETEM_LIMIT, NETEM_LOSS, NETEM_GAP, NETEM_DUPLICATE, NETEM_JITTER, NETEM_WORDS = 0, 1, 2, 3, 4, 5, 6
-TCA_NETEM_RATE = 6
+TCA_NETEM_REORDER, TCA_NETEM_RATE = 3, 6
+CERTAIN = 2**32 - 1
+"""Of a probability in netem's reorder attribute."""
+SHARE_ROUNDING = 1e-6
 ROOT_PARENT = 0xFFFFFFFF
 HTB_DEFAULT = 3
 """Position among the words of HTB's options: one of a header, version, rate to quantum, default class."""
@@ -86,16 +89,19 @@ def _same(asked: Queue, got: QdiscState) -> bool:
         got.options[NETEM_LIMIT] == asked.limit
         and _rounded(asked.delay_us / 1e6, got.options[NETEM_DELAY])
         and _rounded(asked.jitter_us / 1e6, got.options[NETEM_JITTER])
-        and not any(got.options[place] for place in (NETEM_LOSS, NETEM_GAP, NETEM_DUPLICATE))
-        and _netem_rate(got.options[NETEM_WORDS:]) == asked.order_rate
+        and not any(got.options[place] for place in (NETEM_LOSS, NETEM_DUPLICATE))
+        and got.options[NETEM_GAP] == (1 if asked.reorder_pct else 0)  # one, where packets may overtake at any time
+        and _netem_attribute(TCA_NETEM_RATE, got.options[NETEM_WORDS:]) == asked.order_rate
+        and abs(_netem_attribute(TCA_NETEM_REORDER, got.options[NETEM_WORDS:]) / CERTAIN - asked.reorder_pct / 100)
+        <= SHARE_ROUNDING
     )
 
 
-def _netem_rate(words: Sequence[int]) -> int:
-    """Return the first word (bytes/s) of netem's rate attribute; attributes begin with their length and kind."""
+def _netem_attribute(wanted: int, words: Sequence[int]) -> int:
+    """Return the first word of one of netem's attributes, which begin with their length and kind; 0 without it."""
     while words:
         num_bytes, kind = words[0] & 0xFFFF, words[0] >> 16
-        if kind == TCA_NETEM_RATE:
+        if kind == wanted:
             return words[1]
         words = words[max(1, (num_bytes + 3) // 4) :]
     return 0

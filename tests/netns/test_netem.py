@@ -50,15 +50,16 @@ def apply(asked: DeviceRules) -> dict[str, LinkCounters]:
 
 def test_netem_kernel_has_what_was_asked(network: NetworkMaker) -> None:
     net = network(1)
-    for reorder in (False, True):
+    for reorder in (0.0, 0.25):
         net.call("d0", apply, rules_of(delay_s=0.02, jitter_s=0.002, reorder=reorder))
         qdiscs = json.loads(net.run("d0", "tc", "-json", "qdisc", "show", "dev", "tb-ifb"))
         (netem,) = [qdisc["options"] for qdisc in qdiscs if qdisc["kind"] == "netem"]
         assert netem["delay"]["delay"] == pytest.approx(0.02, abs=1e-6)
         assert netem["delay"]["jitter"] == pytest.approx(0.002, abs=1e-6)
         assert netem["limit"] == -(-int(10e6 / 8 * (0.02 + 0.002 + QUEUE_S)) // FRAME_BYTES)
-        assert ("rate" in netem) is not reorder
-        assert netem["gap"] == 0
+        assert "rate" in netem
+        assert netem.get("reorder", {}).get("reorder", 0) == pytest.approx(reorder, abs=1e-6)
+        assert netem["gap"] == (1 if reorder else 0)
 
 
 def test_netem_delays_by_what_was_asked(network: NetworkMaker) -> None:
@@ -88,7 +89,7 @@ def test_netem_spreads_by_the_jitter_and_keeps_the_order(network: NetworkMaker) 
 
 def test_netem_reorders_where_asked(network: NetworkMaker) -> None:
     net = network(2)
-    net.call("d0", apply, rules_of(delay_s=0.02, jitter_s=0.01, reorder=True))
+    net.call("d0", apply, rules_of(delay_s=0.02, jitter_s=0.01, reorder=0.2))
     dense = [number for number, _ in times_under_way(net, 100, pause_s=1e-3)]
     assert sorted(dense) == list(range(100))
     assert dense != sorted(dense)

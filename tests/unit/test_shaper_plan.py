@@ -39,9 +39,9 @@ def test_plan_delay_makes_a_netem_that_holds_what_is_under_way() -> None:
     assert commands[2].endswith("netem limit 215 delay 50000us 10000us rate 32000000000bit")
 
 
-def test_plan_netem_reorders_only_where_asked() -> None:
-    commands = list(tree_commands("tb-ifb", classes_for(delay_s=0.05, jitter_s=0.01, reorder=True)))
-    assert commands[2].endswith("netem limit 215 delay 50000us 10000us")
+def test_plan_netem_lets_packets_overtake_only_where_asked() -> None:
+    commands = list(tree_commands("tb-ifb", classes_for(delay_s=0.05, jitter_s=0.01, reorder=0.02)))
+    assert commands[2].endswith("netem limit 215 delay 50000us 10000us reorder 2% rate 32000000000bit")
 
 
 def test_plan_commands_state_every_unit() -> None:
@@ -116,5 +116,11 @@ def test_readback_compares_netem_in_ticks() -> None:
     others, rate = (1 << 16 | 16, 0, 0, 0), (6 << 16 | 20, UNSHAPED_RATE, 0, 0, 0)
     kept = QdiscState("netem", link.queue_handle, link.handle, (*words, *others, *rate))
     assert queue_differences(classes, [kept, other]) == []
+    overtaking, _ = asked = classes_for(delay_s=0.05, reorder=0.25)
+    assert queue_differences(asked, [kept, other]) != []
+    quarter = (12 | 3 << 16, 1 << 30, 0)
+    options = (*words[:3], 1, *words[4:], *quarter, *rate)
+    assert overtaking.queue.reorder_pct == 25
+    assert queue_differences(asked, [dataclasses.replace(kept, options=options), other]) == []
     for wrong in ((781, *words[1:], *others, *rate), words, (*words[:3], 5, *words[4:], *others, *rate)):
         assert queue_differences(classes, [dataclasses.replace(kept, options=wrong), other]) != []
