@@ -53,6 +53,7 @@ __all__ = [
     "join",
     "load",
     "quiet_collector",
+    "with_keys",
 ]
 
 Connect = Callable[[int, int, str, int, float], Transport]
@@ -158,7 +159,7 @@ def join(
     )
     config = _for_members(config, epoch)
     limit_s = min(config.timeout_s, MEETING_S) if epoch.number else config.timeout_s
-    transport = SentCodes(_with_keys(connect, environment, epoch)(*place, limit_s))
+    transport = SentCodes(with_keys(connect, environment, epoch.members)(*place, limit_s))
     port: DatagramPort | None = None
     complete = False
     try:
@@ -175,12 +176,12 @@ def join(
         transport.close(abort=not complete)
 
 
-def _with_keys(connect: Callable[..., Transport], environment: Environment, epoch: Epoch) -> Connect:
-    """Let `connect` use this rank's keys, if it has any, among an epoch's members."""
+def with_keys(connect: Callable[..., Transport], environment: Environment, members: Sequence[int]) -> Connect:
+    """Let `connect` use this rank's keys, if it has any, among these ranks. Raises ConfigError."""
     if environment.curve_keys is None:
         return connect
     keys = Keys.read(environment.curve_keys, environment.rank, environment.world_size)
-    return partial(connect, keys=keys.among(epoch.members))
+    return partial(connect, keys=keys.among(members))
 
 
 def _meet(loaded: Loaded, config: BenchConfig, environment: Environment, collectives: Collectives) -> list[Job]:

@@ -31,7 +31,7 @@ from astra.greeting import Greeting, exchange
 from astra.jobs import Job, lay_out
 from astra.measure import label
 from astra.models import ModelAdapter, load_model
-from astra.rank import Connect, connect_zeromq
+from astra.rank import Connect, connect_zeromq, with_keys
 from astra.strategies import RankContext
 from astra.strategy_config import SingleConfig, uses_datagrams
 from astra.timeline import Timeline
@@ -136,7 +136,7 @@ def evaluate_as_rank(
     cells = cells_of(config, environment.world_size)
     subject = _Subject(config, cells)
     place = Place(environment.rank, environment.world_size, environment.master_addr, environment.master_port)
-    transport = connect(*place, config.timeout_s)
+    transport = with_keys(connect, environment, range(environment.world_size))(*place, config.timeout_s)
     port, complete = None, False
     try:
         if any(uses_datagrams(cell.strategy) for cell in cells):
