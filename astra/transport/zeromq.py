@@ -28,7 +28,16 @@ import zmq
 from astra.errors import PeerTimeoutError, TransportError
 from astra.transport.curve import Gate
 from astra.transport.framed import FramedTransport
-from astra.transport.framing import CHUNK_BYTES, HEADER_BYTES, MAX_MESSAGE_BYTES, Frame, Tag, cut, decode_header
+from astra.transport.framing import (
+    CHUNK_BYTES,
+    CURVE_FRAME_BYTES,
+    HEADER_BYTES,
+    MAX_MESSAGE_BYTES,
+    Frame,
+    Tag,
+    cut,
+    decode_header,
+)
 from astra.transport.keys import Keys
 from astra.transport.rendezvous import Entry, Guest, Host, Place, Roster, own_address, to_poll_ms
 
@@ -176,7 +185,7 @@ def _make_socket(context: _Context) -> zmq.Socket[bytes]:
     socket.linger = 0
     socket.sndhwm = QUEUE_FRAMES
     socket.rcvhwm = QUEUE_FRAMES
-    socket.maxmsgsize = HEADER_BYTES + CHUNK_BYTES
+    socket.maxmsgsize = HEADER_BYTES + CHUNK_BYTES + CURVE_FRAME_BYTES
     return socket
 
 
