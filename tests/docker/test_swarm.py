@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from testbed.keys import AGENT_FILE, CONTROLLER_FILE, make_control_keys
+
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(420)]
 
 ROOT = Path(__file__).parents[2]
@@ -30,10 +32,13 @@ docker stack rm testbed >/dev/null
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a swarm of two engines on one machine needs root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="missing: root, for a swarm of two engines on one machine")
 def test_stack_runs_a_scenario_on_two_engines(tmp_path: Path) -> None:
     (tmp_path / "scenario.yaml").write_text(SCENARIO)
+    for keys, name in zip(make_control_keys(), (CONTROLLER_FILE, AGENT_FILE), strict=True):
+        keys.write(tmp_path / name)
     variables = {"SCENARIO": str(tmp_path / "scenario.yaml"), "DEVICES": "4", "CPUS": "0", "MEMORY_MB": "400"}
+    variables["KEYS"] = str(tmp_path)
     done = subprocess.run(
         ["scripts/with-swarm", "sh", "-c", SCRIPT],
         cwd=ROOT,
