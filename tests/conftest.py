@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         if layer in REQUIRED_LAYERS:
             raise pytest.UsageError(f"REQUIRE={layer}, but this machine lacks {missing}")
-        skip = pytest.mark.skip(reason=f"{layer} tests need {missing}")
+        skip = pytest.mark.skip(reason=f"missing for {layer} tests: {missing}")
         for item in belonging:
             item.add_marker(skip)
 

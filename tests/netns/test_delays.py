@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -45,7 +46,8 @@ QUEUES = "/proc/net/netfilter/nfnetlink_queue"
 @pytest.fixture(autouse=True)
 def _without_netem(monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_packet_queues():
-        pytest.skip("needs the program iptables and a kernel with xt_NFQUEUE")
+        program = shutil.which("iptables")
+        pytest.skip(f"missing: {'the program iptables' if program is None else 'xt_NFQUEUE in this kernel'}")
     monkeypatch.setattr("testbed.shaper.shaper.has_netem", lambda: False)
 
 
@@ -239,7 +241,7 @@ def test_delays_end_with_their_shaper_and_say_so_when_they_end_alone(network: Ne
     assert net.run("d0", "cat", QUEUES) == ""
 
 
-@pytest.mark.skipif(has_netem(), reason="this kernel has sch_netem, which a run prefers")
+@pytest.mark.skipif(has_netem(), reason="missing: a kernel without sch_netem, which a run prefers")
 def test_delays_make_a_run_possible_without_netem(short_folder: Path) -> None:
     manifest, round_trip_s, rows = run_delayed_scenario(short_folder, cpus=0.3, memory_mb=300)
     assert manifest["mechanism"]["delay"] == "nfqueue"

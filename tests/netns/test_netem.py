@@ -39,7 +39,7 @@ RATE_TOLERANCE = 0.05
 @pytest.fixture(autouse=True)
 def _netem() -> None:
     if not has_netem():
-        pytest.skip("needs a kernel with sch_netem (tests/netem brings one)")
+        pytest.skip("missing: sch_netem in this kernel (tests/netem brings one)")
 
 
 def apply(asked: DeviceRules) -> dict[str, LinkCounters]:

@@ -12,7 +12,7 @@ import pytest
 from testbed.errors import DeviceError
 from testbed.program import Program, without_privileges
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="setpriv needs root to drop the bounding set")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root, for setpriv to drop the bounding set")
 
 
 async def run(command: list[str], folder: Path, seconds: float = 10.0) -> tuple[int, list[tuple[str, str]], Program]:

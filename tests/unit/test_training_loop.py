@@ -205,9 +205,8 @@ def test_batch_larger_than_the_set_is_refused(tmp_path: Path) -> None:
         train(recipe(train_limit=8), tmp_path, Settings(), silent)
 
 
-def test_missing_gpu_is_refused(tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
+def test_missing_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="--torch-device must be one of cpu on this machine, got 'cuda'"):
         train(recipe(), tmp_path, Settings(torch_device="cuda"), silent)
 
