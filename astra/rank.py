@@ -96,6 +96,8 @@ class World:
     """What the collectives send through, in the order in which they do."""
     labelled: LabelledSet | None = None
     """That of `Loaded`."""
+    curve: bool = False
+    """Whether what is sent is encrypted."""
 
 
 @contextmanager
@@ -138,6 +140,10 @@ def load(config: BenchConfig, environment: Environment) -> Loaded:
     count = min(config.requests, MAX_INPUTS)
     inputs = load_inputs(config.input, config.model, count, "request") if has_inputs else None
     _check_vocabulary(inputs, model)
+    # The collector holds the interpreter while it walks all that is there, which can take a second: from now on it
+    # leaves the model's and the libraries' objects alone, so that neither requests nor reports have to wait for it.
+    gc.collect()
+    gc.freeze()
     return Loaded(model, inputs, labelled)
 
 
@@ -168,7 +174,8 @@ def join(
             port.epoch = epoch.number
         collectives = Collectives(transport, config.timeout_s, port)
         jobs = _meet(loaded, config, environment, collectives)
-        yield World(loaded.model, jobs, loaded.inputs, collectives, transport, loaded.labelled)
+        curve = environment.curve_keys is not None
+        yield World(loaded.model, jobs, loaded.inputs, collectives, transport, loaded.labelled, curve)
         complete = True
     finally:
         if port is not None:
@@ -247,6 +254,7 @@ class Rank:
         self._whole_inputs = world.inputs
         self._codec = codec_for(config, world.model)
         self._reporter = reporter
+        self._curve = world.curve
         self._timeline = Timeline(world.collectives.rank)
         self._next_request = 0
         self.enter(world)
@@ -322,10 +330,6 @@ class Rank:
 
 @contextmanager
 def quiet_collector() -> Iterator[None]:
-    """Keep the garbage collector from walking the model's objects while requests are measured."""
+    """Keep the garbage collector from finding much to do while requests are measured."""
     gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
+    yield
