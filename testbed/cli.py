@@ -87,9 +87,15 @@ def run(
 def report_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="results of a run or a sweep, finished or not")],
     out: Annotated[Path | None, typer.Option("--out", help="file for the page; default DIR/report.html")] = None,
+    charts: Annotated[
+        Path | None, typer.Option("--charts", help="folder for the charts too, as SVG files of their own")
+    ] = None,
 ) -> None:
     """Make one HTML page of a run or a sweep, with curves, where the time went, links, events; it needs no network."""
     console.print(f"report: {escape(str(report.write_report(folder, out)))}", highlight=False, soft_wrap=True)
+    if charts is not None:
+        count = len(report.write_charts(folder, charts))
+        console.print(f"charts: {count} in {escape(str(charts))}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -12,7 +12,21 @@ import re
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
-__all__ = ["ALARM", "GRID", "INK", "MUTED", "PALETTE", "PAPER", "SERIES", "new_figure", "styled", "to_svg"]
+__all__ = [
+    "ALARM",
+    "DARK",
+    "GRID",
+    "INK",
+    "LIGHT",
+    "MUTED",
+    "PALETTE",
+    "PAPER",
+    "SERIES",
+    "new_figure",
+    "standing_alone",
+    "styled",
+    "to_svg",
+]
 
 P = ParamSpec("P")
 
@@ -23,15 +37,20 @@ TEXT = 10
 
 INK, MUTED, GRID, PAPER, ALARM = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05"
 """Colours that nothing else has, until they become variables."""
-_GROUND = {
-    INK: ("ink", "#1f2328"),
-    MUTED: ("muted", "#656d76"),
-    GRID: ("grid", "#d8dee4"),
-    PAPER: ("paper", "#ffffff"),
-    ALARM: ("alarm", "#b3261e"),
-}
+_NAMES = ("ink", "muted", "grid", "paper", "alarm")
+_GROUND = dict(zip((INK, MUTED, GRID, PAPER, ALARM), _NAMES, strict=True))
 PALETTE = ("#0072b2", "#e08e00", "#009e73", "#56b4e9", "#d55e00", "#aa4499", "#7f8790", "#8c6d1f", "#c3c9d0")
-"""Colours of series on a light ground, `--series-0` and so on."""
+"""Colours of series on a light ground."""
+_PALETTE_ON_DARK = ("#4aa3df", "#f0ab3c", "#2fc79a", "#9bd3f5", "#f2803f", "#d67fc4", "#8e98a4", "#c9a64f", "#48515c")
+LIGHT = {
+    **dict(zip(_NAMES, ("#1f2328", "#59636e", "#d8dee4", "#ffffff", "#b3261e"), strict=True)),
+    **{f"series-{number}": colour for number, colour in enumerate(PALETTE)},
+}
+"""Values of the variables, by name without the dashes in front; charts fall back to them."""
+DARK = {
+    **dict(zip(_NAMES, ("#e6e9ee", "#9aa4b0", "#333b45", "#12161b", "#ff7b72"), strict=True)),
+    **{f"series-{number}": colour for number, colour in enumerate(_PALETTE_ON_DARK)},
+}
 SERIES = tuple(f"#0b0c{number:02x}" for number in range(len(PALETTE)))
 
 
@@ -94,11 +113,19 @@ def to_svg(figure: Any) -> str:
     text = re.sub(r"<style .*?</style>", "", text, flags=re.DOTALL)  # it would hold for the page
     text = re.sub(r'<svg (.*?)width="[^"]*" height="[^"]*"', r'<svg style="stroke-linejoin: round" \1', text, count=1)
     text = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text)
-    for colour, (name, fallback) in _GROUND.items():
-        text = text.replace(colour, f"var(--{name}, {fallback})")
-    for number, colour in enumerate(SERIES):
-        text = text.replace(colour, f"var(--series-{number}, {PALETTE[number]})")
+    variables = {**_GROUND, **{colour: f"series-{number}" for number, colour in enumerate(SERIES)}}
+    for colour, name in variables.items():
+        text = text.replace(colour, f"var(--{name}, {LIGHT[name]})")
     return _with_own_ids(re.sub(r"\s*\n\s*", "\n", text).strip())
+
+
+def standing_alone(svg: str) -> str:
+    """Give a chart what a file of its own needs: a ground, and light ink where its reader likes it dark."""
+    dark = "; ".join(f"--{name}: {colour}" for name, colour in DARK.items())
+    style = f"<style>@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}</style>"
+    ground = f'<rect width="100%" height="100%" fill="var(--paper, {LIGHT["paper"]})"/>'
+    end = svg.index(">") + 1
+    return svg[:end] + style + ground + svg[end:] + "\n"
 
 
 def _with_own_ids(text: str) -> str:

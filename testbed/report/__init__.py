@@ -8,16 +8,18 @@ Reads what runs have written and nothing else, so it works on a run that was cut
 """
 
 import os
+import re
 from pathlib import Path
 
 from testbed.errors import InputError
+from testbed.plot_canvas import standing_alone
 from testbed.report.folder import RunFolder, find_runs
 from testbed.report.many import report_of_runs
 from testbed.report.model import Report
 from testbed.report.one import report_of_run
 from testbed.report.page import render
 
-__all__ = ["REPORT_FILE", "is_cheap", "read_report", "write_report"]
+__all__ = ["REPORT_FILE", "is_cheap", "read_report", "write_charts", "write_report"]
 
 REPORT_FILE = "report.html"
 CHEAP_BYTES = 16 << 20
@@ -38,6 +40,24 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     except OSError as error:
         raise InputError([f"--out: must be a file that can be written, got '{out}' ({error.strerror})"]) from error
     return out
+
+
+def write_charts(folder: Path, out: Path) -> list[Path]:
+    """Write the charts of a folder's report as files that stand alone, named by section and title; return them.
+
+    Raises InputError as `write_report` does.
+    """
+    written = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for section in read_report(folder).sections:
+            for figure in section.figures:
+                words = "-".join(re.findall(r"[a-z0-9.]+", figure.title.lower().replace("→", " to ")))
+                written.append(out / f"{section.key}-{words}.svg")
+                written[-1].write_text(standing_alone(figure.svg))
+    except OSError as error:
+        raise InputError([f"--charts: must be a folder that can be written, got '{out}' ({error.strerror})"]) from error
+    return written
 
 
 def read_report(folder: Path) -> Report:

@@ -10,6 +10,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from testbed.plot_canvas import DARK, LIGHT
 from testbed.report.model import Report
 
 __all__ = ["render"]
@@ -28,7 +29,7 @@ def render(report: Report) -> str:
     )
     environment.filters["svg"] = Markup  # of our own making: text in it was escaped by matplotlib
     page = environment.get_template("report.html.j2")
-    return page.render(report=report, style=_own("style.css"), script=_own("sort.js"))
+    return page.render(report=report, light=LIGHT, dark=DARK, style=_own("style.css"), script=_own("sort.js"))
 
 
 def _own(name: str) -> Markup:

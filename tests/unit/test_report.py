@@ -5,6 +5,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from run_folders import LAYERS, PARTS, STRATEGIES, write_cut_off_run, write_repeated, write_run, write_sweep
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from testbed.cli import app
 from testbed.display import format_value
 from testbed.errors import InputError
-from testbed.report import is_cheap, read_report, write_report
+from testbed.report import is_cheap, read_report, write_charts, write_report
 from testbed.report.axes import setting_axes
 from testbed.report.folder import RunFolder, find_runs
 from testbed.report.model import Report, Section
@@ -294,6 +295,20 @@ def test_report_command_writes_where_it_is_told(run: Path, tmp_path: Path) -> No
     assert out.read_text().startswith("<!doctype html>")
     with pytest.raises(InputError, match="--out: must be a file that can be written"):
         write_report(run, tmp_path)
+
+
+def test_report_writes_charts_that_stand_alone(tmp_path: Path) -> None:
+    sweep, out = write_sweep(tmp_path / "sweep"), tmp_path / "charts"
+    names = [path.name for path in write_charts(sweep, out)]
+    assert {"latency-speed-up-loss-0.svg", "latency-seconds-a-request-loss-1.svg"} <= set(names)
+    assert len(set(names)) == len(names) == sum(len(found.figures) for found in read_report(sweep).sections)
+    for name in names:
+        text = (out / name).read_text()
+        assert ElementTree.fromstring(text).tag.endswith("svg")
+        assert "prefers-color-scheme: dark" in text
+    done = CliRunner().invoke(app, ["report", str(sweep), "--charts", str(tmp_path / "again")])
+    assert done.exit_code == 0
+    assert f"charts: {len(names)} in" in done.output
 
 
 def test_report_is_cheap_unless_the_trace_is_large(run: Path) -> None:
