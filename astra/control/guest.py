@@ -136,7 +136,8 @@ class Guest:
                 self._obey()
             if self._monitor in ready:
                 self._monitor.recv_multipart()
-                self._lose("its connection broke")
+                if self._heard:
+                    self._lose("its connection broke")
             elif self._epoch is not None and self._silent_s > SILENT_SHARE * self._limits.detect_s:
                 self._lose(f"it has been silent for {self._silent_s:.1f} s")
             if now_s >= next_s:

@@ -14,6 +14,7 @@ from astra.control import Control, Limits
 from astra.control.guest import Guest
 from astra.control.opening import open_control
 from astra.environment import Environment
+from astra.reporting import Row
 from astra.transport import Tag, Transport, zeromq
 from astra.worker import run_rank
 
@@ -107,6 +108,18 @@ class Mortal:
         return getattr(self.control, name)
 
 
+class _Watched(Notebook):
+    """A reporter that says when it is about to take a row of a request."""
+
+    control: Control
+    before_row: Callable[[Control, Row], None]
+
+    def row(self, table: str, row: Row) -> None:
+        if table == "requests":
+            self.before_row(self.control, row)
+        super().row(table, row)
+
+
 @dataclass
 class Outcome:
     """What became of a run."""
@@ -127,10 +140,11 @@ def run(
     world_size: int,
     *fates: Fate,
     returns: Callable[[int], bool] = lambda rank: False,
+    before_row: Callable[[Control, Row], None] = lambda control, row: None,
 ) -> Outcome:
     """Run a benchmark whose ranks meet their fates; a killed one for which `returns` says so is started again."""
     port = free_port()
-    notebooks = [Notebook() for _ in range(world_size)]
+    notebooks = [_Watched() for _ in range(world_size)]
     outcome = Outcome(notebooks[0], {})
 
     def live(rank: int) -> None:
@@ -139,6 +153,7 @@ def run(
 
         def open_mortal(environment: Environment, limits: Limits) -> Control:
             opened.append(Mortal(open_control(environment, limits)))  # type: ignore[arg-type]
+            notebooks[rank].control, notebooks[rank].before_row = opened[0], before_row
             return opened[0]
 
         def connect(*place: Any) -> Transport:
