@@ -1,7 +1,6 @@
 """The command line: exit codes, what goes to which stream, and what a check does not import."""
 
 import json
-import socket
 import subprocess
 import sys
 from importlib.metadata import version
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback import free_port
 from typer.testing import CliRunner
 
 from astra.cli import app
@@ -53,7 +53,7 @@ def test_cli_check_prints_every_fault_and_exits_2(tmp_path: Path):
     assert errors.splitlines() == [
         "bench.json: requests must be at least 1, got 0; give a larger number",
         "bench.json: the file must be a mapping without unknown keys, got 'rounds'; "
-        "known: model, input, strategies, requests, warmup, partition, generation, accuracy, timeout_s",
+        "known: model, input, strategies, requests, warmup, partition, generation, accuracy, timeout_s, failures",
     ]
 
 
@@ -151,9 +151,6 @@ def test_cli_fit_without_astra_has_nothing_to_do(tmp_path: Path):
 
 
 def place(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    variables = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    variables = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     for name, value in variables.items():
         monkeypatch.setenv(name, str(value))

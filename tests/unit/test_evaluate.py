@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loopback import free_port
 from torch.nn import functional
-from transport_worlds import free_port
 from typer.testing import CliRunner
 
 from astra.cli import app

@@ -1,13 +1,13 @@
 """What `astra generate --check` says about a config that cannot generate."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from loopback import free_port
 from typer.testing import CliRunner
 
 from astra.cli import app
@@ -124,10 +124,8 @@ def test_check_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_generate_alone_streams_to_stdout_and_writes_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TESTBED_OUT": tmp_path}
+    place: dict[str, Any] = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    place["TESTBED_OUT"] = tmp_path
     for name, value in place.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("TESTBED_SOCKET", raising=False)

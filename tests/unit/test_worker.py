@@ -2,13 +2,13 @@
 
 import json
 import re
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from loopback import free_port
 from worker_worlds import serve, served
 
 from astra.codebook import GroupedCodebook, save_codebooks
@@ -62,14 +62,6 @@ def codebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (ASTRA.num_groups, ASTRA.num_codewords, preset.width // ASTRA.num_groups)
     drawn = [GroupedCodebook(torch.randn(size, generator=generator)) for _ in range(preset.num_layers)]
     save_codebooks(cache_folder(MODEL, ASTRA, InputConfig()), drawn)
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -163,9 +155,9 @@ def test_worker_answers_do_not_depend_on_placement(tmp_path: Path, encoding: str
 
 
 @pytest.mark.usefixtures("codebooks")
-def test_worker_sends_the_same_codes_over_zeromq_as_in_process(tmp_path: Path, free_port: int):
+def test_worker_sends_the_same_codes_over_zeromq_as_in_process(tmp_path: Path):
     config = bench(ASTRA, warmup=1)
-    worlds = [served(config, tmp_path), served(config, tmp_path, port=free_port)]
+    worlds = [served(config, tmp_path), served(config, tmp_path, port=free_port())]
     codes = [
         [[(peer, tag, payload) for peer, tag, payload in rank.sent if tag.phase == "codes"] for rank in world.recorders]
         for world in worlds

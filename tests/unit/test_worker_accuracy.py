@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transport_worlds import free_port
+from loopback import free_port
 from typer.testing import CliRunner
 from worker_worlds import served
 

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback import free_port
 
 from astra.rank import TRACE_FILE
 
@@ -31,15 +31,12 @@ def started(world_size: int, config: dict[str, Any], folder: Path) -> Iterator[l
     """Start one `astra bench` per rank; whatever is left at the end is killed."""
     path = folder / "bench.json"
     path.write_text(json.dumps({"model": {"size": "tiny", "image_size": 64}} | config))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TESTBED_")}
     shared = {
         **inherited,
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
         "TESTBED_CONFIG": str(path),
         "TESTBED_OUT": str(folder / "out"),

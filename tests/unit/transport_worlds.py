@@ -1,24 +1,15 @@
 """Worlds of connected transports for tests: threads of one process, or loopback TCP."""
 
-import random
-import socket
 import threading
 from collections.abc import Callable
+
+from loopback import free_port
 
 from astra.transport import inproc, zeromq
 from astra.transport.framed import FramedTransport
 from astra.transport.keys import make_keys
 
 CONNECT_TIMEOUT_S = 20.0
-
-
-def free_port() -> int:
-    """Find a port that nobody listens on, below those that the kernel gives to outgoing connections."""
-    while True:
-        port = random.SystemRandom().randint(15000, 30000)  # hypothesis seeds the other, in every suite alike
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
 
 
 def in_threads(calls: list[Callable[[], object]]) -> list[object]:
