@@ -84,11 +84,13 @@ def run(
     if runtime == "netns" and userns.needed():
         userns.enter()
     with SweepFolder.open(out, described) as folder:
-        with Display(console, live=False if plain else None) as display:
-            stage = Session(options, Record(out), display)
-            tally = run_sweep(loaded, cells, repeat, folder, stage=stage, display=display)
-        identity = invoking_user()
-        Record(out).hand_over(identity.uid, identity.gid)
+        try:
+            with Display(console, live=False if plain else None) as display:
+                stage = Session(options, Record(out), display)
+                tally = run_sweep(loaded, cells, repeat, folder, stage=stage, display=display)
+        finally:
+            identity = invoking_user()
+            Record(out).hand_over(identity.uid, identity.gid)
     _report(loaded, folder, tally)
     raise typer.Exit(0 if tally.ok else 1)
 
