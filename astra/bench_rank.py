@@ -292,7 +292,7 @@ class BenchRank(Rank):
         """Write the strategy's row, and one for each rank, on rank 0."""
         assert self._whole_inputs is not None, "rank 0 has the inputs"
         given = self._config.input
-        predicted = job.predict(given, self._codec, self._whole_inputs)
+        predicted = job.predict(given, self._codec, self._whole_inputs, curve=self._curve)
         result = StrategyResult(
             strategy=job.strategy,
             placement=given.placement,

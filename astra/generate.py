@@ -176,11 +176,22 @@ class _Rank(Rank):
             strategy=job.strategy,
             placement=self._config.input.placement,
             texts=texts,
-            prefill=_phase([*job.messages, *placed], start + ready, [tally.totals[PREFILL] for tally in tallies]),
-            decode=_phase(decode, ready, [tally.totals[DECODE] for tally in tallies]),
+            prefill=self._phase([*job.messages, *placed], start + ready, [tally.totals[PREFILL] for tally in tallies]),
+            decode=self._phase(decode, ready, [tally.totals[DECODE] for tally in tallies]),
         )
         self._reporter.row("summary", generation_row(result, self._reference))
         return result
+
+    def _phase(
+        self, messages: list[PlannedMessage], words: list[PlannedMessage], parts: list[LinkTotals | None]
+    ) -> Phase:
+        """Put together what one text sends in a phase and what all texts were counted to send."""
+        counted = [part for part in parts if part is not None]
+        return Phase(
+            predicted_bytes=bytes_of(messages),
+            expected_bytes=overhead.bytes_on_links([*messages, *words], curve=self._curve),
+            counted=LinkTotals.sum(counted) if counted else None,
+        )
 
     def _show(self, name: str, number: int, tokens: list[int], *, measured: bool) -> None:
         """Pass a new token on to who watches the texts; where nobody does, say now and then how far they are."""
@@ -241,16 +252,6 @@ class _Stream:
         if not text.endswith(INCOMPLETE):
             self._watch(text.removeprefix(self._shown))
             self._shown = text
-
-
-def _phase(messages: list[PlannedMessage], words: list[PlannedMessage], parts: list[LinkTotals | None]) -> Phase:
-    """Put together what one text sends in a phase and what all texts were counted to send."""
-    counted = [part for part in parts if part is not None]
-    return Phase(
-        predicted_bytes=bytes_of(messages),
-        expected_bytes=overhead.bytes_on_links([*messages, *words]),
-        counted=LinkTotals.sum(counted) if counted else None,
-    )
 
 
 def _check_checkpoint(config: BenchConfig) -> None:

@@ -57,8 +57,8 @@ class Job:
             bytes_of(message for message in self.messages if message.source == rank) for rank in range(len(self.ranges))
         ]
 
-    def predict(self, given: InputConfig, codec: Codec, inputs: Array) -> Prediction:
-        """Predict the traffic of one request: the mean over the inputs [N, ...]."""
+    def predict(self, given: InputConfig, codec: Codec, inputs: Array, *, curve: bool = False) -> Prediction:
+        """Predict the traffic of one request, encrypted if `curve`: the mean over the inputs [N, ...]."""
         requests = [
             [*self.messages, *(plan(self.bands, codec, inputs[n : n + 1]) if given.placement == "terminal" else [])]
             for n in range(len(inputs))
@@ -67,8 +67,8 @@ class Job:
         report_bytes = DatagramCounts.SIZE if uses_datagrams(self.strategy) else 0
         words = [PlannedMessage(0, peer, 0) for peer in peers]
         words += [PlannedMessage(peer, 0, report_bytes) for peer in peers]
-        farewell = overhead.bytes_on_links(PlannedMessage(0, peer, 0) for peer in peers)
-        on_links = [overhead.bytes_on_links(sent + words) for sent in requests]
+        farewell = overhead.bytes_on_links((PlannedMessage(0, peer, 0) for peer in peers), curve=curve)
+        on_links = [overhead.bytes_on_links(sent + words, curve=curve) for sent in requests]
         return Prediction(
             payload_bytes=statistics.fmean(bytes_of(sent) for sent in requests),
             link_bytes=(sum(on_links) + farewell) / len(requests),

@@ -33,15 +33,15 @@ DATAGRAM_FRAME_HEADER_BYTES = 14 + 20 + 8 + DATAGRAM_HEADER_BYTES
 SEGMENTS_PER_ACKNOWLEDGEMENT = 2
 
 
-def bytes_on_links(messages: Iterable[PlannedMessage]) -> int:
-    """Sum all frames that the messages cause, over all links and in both directions."""
-    return sum(message.count * _message_bytes(message) for message in messages)
+def bytes_on_links(messages: Iterable[PlannedMessage], *, curve: bool = False) -> int:
+    """Sum all frames that the messages cause, over all links and in both directions; `curve`: encrypted ones."""
+    return sum(message.count * _message_bytes(message, curve) for message in messages)
 
 
-def _message_bytes(message: PlannedMessage) -> int:
+def _message_bytes(message: PlannedMessage, curve: bool) -> int:
     if message.is_datagram:
         return message.payload_bytes + DATAGRAM_FRAME_HEADER_BYTES
-    stream_bytes = framed_size(message.payload_bytes)
+    stream_bytes = framed_size(message.payload_bytes, curve=curve)
     segments = -(-stream_bytes // SEGMENT_BYTES)
     acknowledgements = -(-segments // SEGMENTS_PER_ACKNOWLEDGEMENT)
     return stream_bytes + (segments + acknowledgements) * FRAME_HEADER_BYTES

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -12,9 +13,14 @@ from pathlib import Path
 
 import pytest
 import zmq
+from test_transport_zeromq import BYTES_RECEIVED_AT, TCP_INFO_BYTES, pair_connection
 from transport_worlds import connect_zeromq, free_port, in_threads
 
+from astra.environment import Environment
 from astra.errors import PeerTimeoutError, TransportError
+from astra.overhead import bytes_on_links
+from astra.rank import with_keys
+from astra.traffic import PlannedMessage
 from astra.transport import Tag, framed_size, zeromq
 from astra.transport.curve import Gate
 from astra.transport.framing import CURVE_FRAME_BYTES
@@ -220,3 +226,39 @@ def test_process_with_keys_ends_without_close(tmp_path: Path) -> None:
     transport = zeromq.connect(0, 2, LOOPBACK, port, 2 * PATIENCE_S, keys=keys[0])
     assert peer.wait(PATIENCE_S) == 0
     transport.close(abort=True)
+
+
+def test_expected_bytes_hold_what_curve_adds() -> None:
+    """One message of codes each way: still a packet, 33 bytes longer."""
+    messages = [PlannedMessage(0, 1, 320), PlannedMessage(1, 0, 320)]
+    assert bytes_on_links(messages, curve=True) - bytes_on_links(messages) == 2 * CURVE_FRAME_BYTES
+
+
+def test_packets_of_a_connection_with_keys_are_as_many_bytes_as_expected(pair: list[ZeroMqTransport]) -> None:
+    first, second = pair
+    port = int(endpoint_of(first, 1).rpartition(":")[2])
+    with pair_connection({port}) as accepted:
+        for layer, size in enumerate([0, 320, 65_536, 786_432]):
+            before = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+            second.send(0, Tag(0, layer, "codes"), bytes(size))
+            first.receive(1, Tag(0, layer, "codes"), PATIENCE_S)
+            after = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+            received = [struct.unpack_from("=Q", info, BYTES_RECEIVED_AT)[0] for info in (before, after)]
+            assert received[1] - received[0] == framed_size(size, curve=True)
+
+
+def test_ranks_meet_with_the_keys_that_the_environment_names(tmp_path: Path) -> None:
+    port = free_port()
+    for rank, keys in enumerate(make_keys(2)):
+        keys.write(tmp_path / f"{rank}.json")
+    ranks = [Environment(rank, 2, LOOPBACK, port, tmp_path, curve_keys=tmp_path / f"{rank}.json") for rank in range(2)]
+    made = in_threads(
+        [
+            lambda rank=rank: with_keys(zeromq.connect, ranks[rank], (0, 1))(rank, 2, LOOPBACK, port, PATIENCE_S)
+            for rank in range(2)
+        ]
+    )
+    for each in made:
+        assert isinstance(each, ZeroMqTransport), made
+        assert each._gate.keys is not None
+        each.close(abort=True)

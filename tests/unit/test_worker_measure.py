@@ -130,7 +130,7 @@ def test_datagram_counts_add_up_and_survive_the_way_to_rank_0():
 
 
 def test_overhead_of_a_datagram_is_its_headers_and_nothing_comes_back():
-    ethernet_ip_udp, own = 14 + 20 + 8, 24
+    ethernet_ip_udp, own = 14 + 20 + 8, 24 + 8
     messages = [PlannedMessage(0, 1, 320, count=2, is_datagram=True)]
     assert bytes_on_links(messages) == 2 * (320 + ethernet_ip_udp + own)
 
