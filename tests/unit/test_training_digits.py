@@ -13,6 +13,7 @@ SINGLE_AT_LEAST = 0.95
 ASTRA_AT_LEAST = 0.92
 
 
+@pytest.mark.training
 @pytest.mark.timeout(600)
 def test_digits_reach_their_accuracy_on_one_device_and_on_four(tmp_path: Path) -> None:
     course = {"batch_size": 128, "augment": {"pad": 1}, "label_smoothing": 0.1, "warmup_steps": 50}
