@@ -12,20 +12,19 @@ Whoever waits has a deadline and names those it waited for. When rank 0 gives up
 every log names the same culprit. All of this crosses the data network, before anything is measured.
 """
 
-import ipaddress
 import logging
 import secrets
 import socket
 import time
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-import msgpack
 import zmq
 
 from astra.errors import PeerTimeoutError, TransportError
 from astra.transport.curve import Gate, Handshakes, rank_of
+from astra.transport.roster import Entry, Place, Roster, pack, read_entry, read_roster, unpack
 
 __all__ = ["Entry", "Guest", "Host", "Place", "Rendezvous", "Roster", "own_address", "to_poll_ms"]
 
@@ -39,32 +38,6 @@ MESSAGE_LIMIT_BYTES = 1 << 20
 
 FAREWELL_MS = 2000
 """How long the last words of a rendezvous may stay queued after its socket is closed."""
-
-
-class Place(NamedTuple):
-    """Where and how many: the same for all ranks but for `rank`."""
-
-    rank: int
-    world_size: int
-    master_addr: str
-    master_port: int
-
-    def __str__(self) -> str:
-        return f"{self.master_addr}:{self.master_port}"
-
-
-class Entry(NamedTuple):
-    """Where a rank can be reached: its data address, and a port for each higher rank."""
-
-    address: str
-    ports: dict[int, int]
-
-
-class Roster(NamedTuple):
-    """Every rank's entry, and the token that marks this run's frames."""
-
-    token: int
-    entries: dict[int, Entry]
 
 
 def own_address(place: Place) -> str:
@@ -87,47 +60,6 @@ def own_address(place: Place) -> str:
 def to_poll_ms(seconds: float) -> int:
     """Round a wait up to the milliseconds that ZeroMQ counts in, so that a rest of 0.4 ms is no busy loop."""
     return max(0, int(seconds * 1000) + 1) if seconds > 0 else 0
-
-
-def _pack(*fields: Any) -> bytes:
-    packed: bytes = msgpack.packb(fields)
-    return packed
-
-
-def _unpack(body: bytes) -> list[Any]:
-    """Read a message of the rendezvous; an empty list if it is not one."""
-    try:
-        fields = msgpack.unpackb(body, strict_map_key=False)
-    except (ValueError, TypeError, msgpack.UnpackException):
-        return []
-    return fields if isinstance(fields, list) else []
-
-
-def _entry(address: object, ports: object, ranks: range) -> Entry | None:
-    """Read where a rank can be reached; None unless it says so in full: a port for each of `ranks`, and no more."""
-    if not isinstance(address, str) or not isinstance(ports, dict) or set(ports) != set(ranks):
-        return None
-    if not all(type(port) is int and 0 < port < 65536 for port in ports.values()):
-        return None
-    try:
-        ipaddress.IPv4Address(address)
-    except ValueError:
-        return None
-    return Entry(address, ports)
-
-
-def _roster(token: int, told: dict[Any, Any], world_size: int) -> Roster | None:
-    """Read the roster; None if it does not name every rank."""
-    if not 0 <= token < 2**32 or set(told) != set(range(world_size)):
-        return None
-    entries = dict[int, Entry]()
-    for rank, fields in told.items():
-        address, ports = fields if isinstance(fields, list) and len(fields) == 2 else (None, None)
-        entry = _entry(address, ports, range(rank + 1, world_size))
-        if entry is None:
-            return None
-        entries[rank] = entry
-    return Roster(token, entries)
 
 
 class Rendezvous(ABC):
@@ -210,7 +142,7 @@ class Host(Rendezvous):
             match fields:
                 case ["hello", int(world_size), int(rank), address, ports] if caller in (None, rank):
                     self._admit(identity, world_size, rank)
-                    told = _entry(address, ports, range(rank + 1, size))
+                    told = read_entry(address, ports, range(rank + 1, size))
                     if told is not None:
                         self._identities[rank], entries[rank] = identity, told
                         continue
@@ -240,7 +172,7 @@ class Host(Rendezvous):
         elif rank in self._identities:
             fault = f"RANK must be different on every device, got {rank} twice"
         if fault is not None:
-            self._socket.send_multipart((identity, _pack("refuse", fault)))
+            self._socket.send_multipart((identity, pack("refuse", fault)))
             raise TransportError(f"rendezvous at {self._place}: {fault}; start every rank once, with one WORLD_SIZE")
 
     def _drop(self) -> None:
@@ -262,7 +194,7 @@ class Host(Rendezvous):
                 f"{self._refusals()}"
             )
         identity, *parts = self._socket.recv_multipart(copy=False)
-        fields = _unpack(parts[0].bytes) if len(parts) == 1 else []
+        fields = unpack(parts[0].bytes) if len(parts) == 1 else []
         return identity.bytes, rank_of(parts[0]) if parts else None, fields
 
     def _refusals(self) -> str:
@@ -273,7 +205,7 @@ class Host(Rendezvous):
 
     def _tell_all(self, *fields: Any) -> None:
         for identity in self._identities.values():
-            self._socket.send_multipart((identity, _pack(*fields)))
+            self._socket.send_multipart((identity, pack(*fields)))
 
 
 class Guest(Rendezvous):
@@ -286,16 +218,16 @@ class Guest(Rendezvous):
 
     def exchange(self, entry: Entry) -> Roster:
         """Call rank 0 and wait for its roster."""
-        self._socket.send(_pack("hello", self._place.world_size, self._place.rank, *entry))
+        self._socket.send(pack("hello", self._place.world_size, self._place.rank, *entry))
         match self._receive():
-            case ["roster", int(token), dict(told)] if roster := _roster(token, told, self._place.world_size):
+            case ["roster", int(token), dict(told)] if roster := read_roster(token, told, self._place.world_size):
                 return roster
             case other:
                 raise self._unexpected(other)
 
     def finish(self) -> None:
         """Say that this rank is ready and wait for the others."""
-        self._socket.send(_pack("ready"))
+        self._socket.send(pack("ready"))
         answer = self._receive()
         if answer != ["go"]:
             raise self._unexpected(answer)
@@ -307,7 +239,7 @@ class Guest(Rendezvous):
                 f"rank {self._place.rank} waited {self._timeout_s:g} s for rank 0 at {self._place}; "
                 "see whether it runs and whether MASTER_ADDR and MASTER_PORT are the same on all"
             )
-        fields = _unpack(self._socket.recv())
+        fields = unpack(self._socket.recv())
         match fields:
             case ["refuse", str(fault)]:
                 raise TransportError(f"rank {self._place.rank} was turned away by rank 0 at {self._place}: {fault}")

@@ -2,18 +2,22 @@
 
 import contextlib
 import random
+import socket
+import time
 import tracemalloc
 from collections.abc import Callable
 
 import msgpack
 import pytest
-from datagram_worlds import KEY
+import zmq
+from datagram_worlds import KEY, ports
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transport_worlds import connect_zeromq, free_port, in_threads
 
 from astra.control.words import unpack_report, unpack_word
-from astra.errors import TransportError
-from astra.transport import CHUNK_BYTES, HEADER_BYTES, MAX_MESSAGE_BYTES, Tag, rendezvous
+from astra.errors import PeerTimeoutError, TransportError
+from astra.transport import CHUNK_BYTES, HEADER_BYTES, MAX_MESSAGE_BYTES, Tag, roster, zeromq
 from astra.transport.datagram import _place, _places
 from astra.transport.datagram_framing import Label, decode_datagram, encode_header, is_sealed, seal
 from astra.transport.framing import cut, decode_header
@@ -21,6 +25,10 @@ from astra.transport.mailbox import Mailbox
 
 NUM_FRAMES = 100_000
 """Random frames for every decoder."""
+NUM_LIVE = 2_000
+"""Frames sent to every live socket."""
+PATIENCE_S = 20.0
+SETTLE_S = 0.5
 TOKEN = 0xDEADBEEF
 TAG = Tag(3, 1, "codes")
 LABEL = Label(request=3, layer=1, number=0, parts=1, first=0, rows=4, total=4)
@@ -73,11 +81,11 @@ def damage(valid: bytes, rng: random.Random) -> bytes:
 
 
 def read_rendezvous(packed: bytes) -> None:
-    match rendezvous._unpack(packed):
+    match roster.unpack(packed):
         case ["hello", _, int(rank), address, ports]:
-            rendezvous._entry(address, ports, range(rank + 1, 3) if 0 <= rank < 3 else range(0))
+            roster.read_entry(address, ports, range(rank + 1, 3) if 0 <= rank < 3 else range(0))
         case ["roster", int(token), dict(told)]:
-            rendezvous._roster(token, told, 3)
+            roster.read_roster(token, told, 3)
 
 
 def read_ports(packed: bytes) -> None:
@@ -185,3 +193,72 @@ def test_mailbox_counts_frames_that_come_again_after_their_request_as_stale() ->
     mailbox.offer(1, frame())
     assert (mailbox.stale, mailbox.malformed) == (2, 0)
     assert mailbox.take((1,), TAG) is None
+
+
+def test_rendezvous_lives_through_junk_on_its_port() -> None:
+    """Strangers' messages and raw bytes, and then the rank that was waited for."""
+    port, rng = free_port(), random.Random(13)
+
+    def strangers() -> None:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+            dealer.linger = 0
+            dealer.connect(f"tcp://127.0.0.1:{port}")
+            harmless = [word for word in words() if b"hello" not in word]  # without keys, a hello is believed
+            for number in range(NUM_LIVE):
+                junk = rng.randbytes(rng.randint(0, 60)) if number % 2 else damage(rng.choice(harmless), rng)
+                dealer.send_multipart([junk] * rng.randint(1, 3))
+            for _ in range(20):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as raw:
+                    raw.sendall(rng.randbytes(300))
+            time.sleep(SETTLE_S)
+
+    def guest() -> object:
+        time.sleep(SETTLE_S)
+        return zeromq.connect(1, 2, "127.0.0.1", port, PATIENCE_S)
+
+    made = in_threads([lambda: zeromq.connect(0, 2, "127.0.0.1", port, PATIENCE_S), strangers, guest])
+    for each in (made[0], made[2]):
+        assert isinstance(each, zeromq.ZeroMqTransport), made
+        each.close(abort=True)
+
+
+def test_pair_lives_through_junk_on_its_port() -> None:
+    first, second = connect_zeromq(2)
+    assert isinstance(first, zeromq.ZeroMqTransport)
+    rng = random.Random(17)
+    endpoint = first._sockets[1].get(zmq.LAST_ENDPOINT).decode().rstrip("\0")
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.linger = 0
+        stranger.connect(endpoint)
+        for number in range(NUM_LIVE):
+            stranger.send(rng.randbytes(rng.randint(0, 80)) if number % 2 else damage(frame(), rng))
+        deadline_s = time.monotonic() + PATIENCE_S
+        while first.traffic.malformed < NUM_LIVE and time.monotonic() < deadline_s:
+            with contextlib.suppress(PeerTimeoutError):
+                first.receive(1, TAG, 0.05)
+        assert first.traffic.malformed == NUM_LIVE
+    second.send(0, TAG, b"friend")
+    assert bytes(first.receive(1, TAG, PATIENCE_S)) == b"friend"
+    for transport in (first, second):
+        transport.close(abort=True)
+
+
+def test_datagram_port_lives_through_junk() -> None:
+    rng = random.Random(19)
+    valid = seal(KEY, encode_header(TOKEN, 0, 0, LABEL), b"codes")
+    with ports(2) as ((first, second), sockets):
+        second.begin(LABEL.request, LABEL.layer)
+        for number in range(NUM_LIVE):
+            junk = rng.randbytes(rng.randint(0, 80)) if number % 2 else damage(valid, rng)
+            socket.socket.sendto(sockets[0], junk, sockets[1].getsockname())
+            if number % 100 == 99:
+                assert all(found.piece == b"codes" for found in second.collect(0.0))
+        first.send(1, LABEL, b"friend")
+        pieces: list[bytes] = []
+        while b"friend" not in pieces:
+            came = second.collect(PATIENCE_S)
+            assert came
+            pieces += [found.piece for found in came]
+        counted = second.traffic
+        assert counted.malformed + counted.foreign + counted.received == NUM_LIVE + 1
+        assert counted.received < NUM_LIVE / 100, "but for the damage that changes nothing"
