@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 
-from astra.errors import PeerTimeoutError, TransportError
+from astra.errors import PeerLostError, PeerTimeoutError, TransportError
 from astra.transport import Traffic
 from astra.transport.framing import Frame, Tag, cut
 from astra.transport.mailbox import Mailbox
@@ -85,7 +85,7 @@ class FramedTransport(ABC):
     def _await(self, peers: Collection[int], tag: Tag, timeout_s: float) -> tuple[int, memoryview]:
         deadline = time.monotonic() + timeout_s
         while True:
-            self.watch.check(peers)
+            self._check_watch(peers, tag)
             remaining_s = deadline - time.monotonic()
             self._pull(peers, min(max(0.0, remaining_s), LOOK_EVERY_S))
             message = self._mailbox.take(peers, tag)
@@ -93,6 +93,19 @@ class FramedTransport(ABC):
                 return message
             if remaining_s <= 0:
                 raise PeerTimeoutError(self._describe_wait(peers, tag, timeout_s))
+
+    def _check_watch(self, peers: Collection[int], tag: Tag) -> None:
+        """Let the watch interrupt; who was slow to wait says what for, since nobody else could know."""
+        try:
+            self.watch.check(peers)
+        except PeerLostError as lost:
+            wait = f"rank {self.rank} waited for rank"
+            if wait in str(lost):
+                raise
+            names = f"{'s' if len(peers) > 1 else ''} {', '.join(map(str, sorted(peers)))}"
+            raise PeerLostError(
+                f"{lost}; {wait}{names}: request {tag.request}, layer {tag.layer}, phase {tag.phase!r}"
+            ) from lost
 
     def _describe_wait(self, peers: Collection[int], tag: Tag, timeout_s: float) -> str:
         names = ", ".join(str(peer) for peer in sorted(peers))
