@@ -274,7 +274,9 @@ class BenchRank(Rank):
         if self._rank != 0:
             self._settle()  # rank 0 has marked by then, so that its counters do not hold this message
         links = None if begin is None or end is None else LinkTotals.between(begin, end)
-        own = RankCounts(links, self._turn.flops, self._codes.take_digest())
+        traffic, port = self._collectives.transport.traffic, self._collectives.datagrams
+        malformed = traffic.malformed + (0 if port is None else port.traffic.malformed + port.traffic.foreign)
+        own = RankCounts(links, self._turn.flops, self._codes.take_digest(), traffic.stale, malformed)
         payloads = self._collectives.gather(Tag(last, 0, "counters"), own.to_json(), forgiving=True)
         if payloads is None:
             return []

@@ -153,6 +153,10 @@ class RankCounts:
     """Of one request; None without a warm-up request, during which they are counted."""
     codes_digest: str | None = None
     """Of the codes that it sent for all requests, those to warm up included; None if it sent none."""
+    stale: int = 0
+    """Frames that came after their request was over, since the run began."""
+    malformed: int = 0
+    """Frames and datagrams that were damaged or not of this run, since it began."""
 
     def to_json(self) -> bytes:
         """Pack for the way to rank 0."""
@@ -163,7 +167,7 @@ class RankCounts:
         """Unpack what another rank's `to_json` made."""
         values = json.loads(bytes(packed))
         links = values["links"]
-        return cls(None if links is None else LinkTotals(**links), values["flops"], values["codes_digest"])
+        return cls(**{**values, "links": None if links is None else LinkTotals(**links)})
 
 
 @dataclass(frozen=True)
@@ -256,6 +260,8 @@ def rank_rows(result: StrategyResult, sent_bytes: Sequence[int]) -> list[Row]:
             "flops_per_request": counts.flops,
             "bytes_sent_per_request_predicted": sent_bytes[rank],
             "codes_digest": counts.codes_digest,
+            "frames_stale": counts.stale,
+            "frames_malformed": counts.malformed,
         }
         for rank, counts in enumerate(result.counts)
     ]

@@ -277,4 +277,4 @@ def test_zeromq_dropped_without_close_does_not_wait(peer_process: list[subproces
     transport = None
     gc.collect()
     assert context.closed
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < zeromq.LINGER_S / 2

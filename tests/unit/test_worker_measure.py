@@ -82,7 +82,7 @@ def test_rank_rows_have_operations_and_bytes_of_each_rank():
 
 
 def test_rank_counts_survive_the_way_to_rank_0():
-    for counts in (RankCounts(LinkTotals(1, 2, 3), 4), RankCounts(None, None)):
+    for counts in (RankCounts(LinkTotals(1, 2, 3), 4, "a", 5, 6), RankCounts(None, None)):
         assert RankCounts.from_json(memoryview(counts.to_json())) == counts
 
 
