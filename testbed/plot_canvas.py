@@ -72,7 +72,7 @@ def new_figure(height: float) -> tuple[Any, Any]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+    figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -107,7 +107,9 @@ def _style() -> Any:
 def to_svg(figure: Any) -> str:
     """Write a figure as an SVG element that can stand in a page among others."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    figure.get_layout_engine().execute(figure)  # once; savefig would do it twice, and draw twice
+    figure.set_layout_engine("none")
+    figure.canvas.print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<style .*?</style>", "", text, flags=re.DOTALL)  # it would hold for the page

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,7 +12,7 @@ import pytest
 from run_folders import LAYERS, PARTS, STRATEGIES, write_cut_off_run, write_repeated, write_run, write_sweep
 from typer.testing import CliRunner
 
-from testbed import plots
+from testbed import controller, plots
 from testbed.cli import app
 from testbed.display import format_value
 from testbed.errors import InputError
@@ -21,6 +22,7 @@ from testbed.report.folder import RunFolder, find_runs
 from testbed.report.model import Report, Section
 from testbed.report.rows import identity, label_of, percentile
 from testbed.report.time_spent import by_layer, by_strategy
+from testbed.runtimes import userns
 
 SECTIONS = [
     "summary",
@@ -329,6 +331,26 @@ def test_report_command_writes_charts(run: Path, tmp_path: Path) -> None:
     count = len(list((tmp_path / "charts").glob("*.svg")))
     assert f"charts: {count} in" in done.output
     assert count > 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda run: None, "report: {run}/report.html"),
+        (lambda run: (run / "report.html").mkdir(), "no report: --out: must be a file that can be written"),
+        (lambda run: (run / "large.csv").write_bytes(b"a\n" * (5 << 20)), "report: testbed report {run}"),
+    ],
+    ids=["written", "cannot be written", "not cheap"],
+)
+def test_run_command_ends_with_its_report(
+    run: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], object], said: str
+) -> None:
+    spoil(run)
+    monkeypatch.setattr(controller, "run", lambda *_: controller.Outcome(run, {}))
+    monkeypatch.setattr(userns, "needed", lambda: False)
+    done = CliRunner().invoke(app, ["run", str(Path(__file__).parents[2] / "scenarios" / "smoke.yaml"), "--plain"])
+    assert done.exit_code == 0, done.output
+    assert said.format(run=run) in done.output
 
 
 def test_report_is_cheap_unless_the_trace_is_large(run: Path) -> None:
