@@ -32,7 +32,7 @@ def ask(**request):
     assert reply["ok"], reply
     return reply
 rank, times = int(os.environ["RANK"]), 0
-asks = json.load(open(os.environ["TESTBED_CONFIG"]))["asks"]
+asks = json.load(open(os.environ["TESTBED_CONFIG"]))["asks"] in ("all", f"d{rank}")
 peer = socket.create_server(("", 5000)) if rank else None
 ask(op="barrier", name="listening")
 line = peer.accept()[0] if peer else socket.create_connection((os.environ["MASTER_ADDR"][:-1] + "2", 5000))
@@ -52,7 +52,7 @@ RATE_TOLERANCE = 0.25
 """For a megabyte over TCP, of a program that others keep from running."""
 
 
-def sweep_file(place: Path, *, asks: bool = True, matrix: dict[str, Any] | None = None) -> Path:
+def sweep_file(place: Path, *, asks: str = "all", matrix: dict[str, Any] | None = None) -> Path:
     command = [sys.executable, "-c", PROGRAM]
     write(place, command, workload={"command": command, "config": {"asks": asks}})
     sweep = {
@@ -95,8 +95,9 @@ def test_cells_that_differ_in_links_share_the_loaded_program(place: Path) -> Non
     assert nothing_is_left(place)
 
 
-def test_program_that_never_asks_is_started_for_each_cell(place: Path) -> None:
-    done = cli(place, "sweep", sweep_file(place, asks=False), "--out", place / "out", "--no-calibrate", "--plain")
+@pytest.mark.parametrize("asks", ["none", "d0", "d1"])
+def test_program_that_does_not_ask_everywhere_is_started_for_each_cell(place: Path, asks: str) -> None:
+    done = cli(place, "sweep", sweep_file(place, asks=asks), "--out", place / "out", "--no-calibrate", "--plain")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len({row["pid"] for row in rows(place / "out")}) == 2
     assert done.stdout.count("starting 2 devices") == 1
@@ -146,7 +147,8 @@ def test_program_that_fails_costs_its_cell_only(place: Path) -> None:
 def test_smoke_sweep_that_is_killed_goes_on_and_measures_all_cells(place: Path) -> None:
     sweep = place / "sweep.yaml"
     matrix = "matrix: {links.default.rate_mbps: [20, 50], links.default.loss_pct: [0, 1]}"
-    sweep.write_text(f"name: smoke\nbase: {ROOT / 'scenarios' / 'smoke.yaml'}\n{matrix}\n")
+    patient = "set: {workload: {config: {failures: {detect_s: 60}}}}"  # with a machine that has others to serve
+    sweep.write_text(f"name: smoke\nbase: {ROOT / 'scenarios' / 'smoke.yaml'}\n{patient}\n{matrix}\n")
     line = ["sweep", sweep, "--out", place / "out", "--plain", "--go-on"]
     with start(place, *line) as process:
         wait_for_line(process, "run 2 of 4")
