@@ -196,11 +196,22 @@ class BenchRank(Rank):
         `number` chooses the input; the index that tags messages counts all that was asked in the run.
         """
         self._take_in_who_waits()
-        turn, index = self._turn, self._next_request
+        index = self._next_request
         self._next_request += 1
         self._timeline.begin_request(index)
         counted = self._datagrams()
-        word = Tag(index, 0, "start")
+        answer = self._ask(job, strategy, index, number)
+        try:
+            datagrams = self._gather_done(Tag(index, 0, "done"), job, self._datagrams().minus(counted))
+        except RecallError:
+            if answer is not None:
+                self._keep(job, answer)  # it must not be asked again
+            raise
+        self._keep(job, None if answer is None else replace(answer, datagrams=datagrams))
+
+    def _ask(self, job: Job, strategy: Strategy, index: int, number: int) -> Answer | None:
+        """Go through the model with all ranks; return the answer on rank 0."""
+        turn, word = self._turn, Tag(index, 0, "start")
         if self._rank != 0:
             self._collectives.broadcast(word, None)
         turn.attempts += 1
@@ -210,26 +221,18 @@ class BenchRank(Rank):
                 self._collectives.broadcast(word, b"")
             inputs = self._inputs(job, index, number)
         logits_BC = strategy.forward(Request(index, inputs, job.bands[self._rank].start))
-        answer = None
-        if logits_BC is not None:
-            latency_s, spans_s = time.perf_counter() - turn.asked_s, self._timeline.totals(index)
-            members = self._epoch.members
-            answer = Answer(
-                number,
-                latency_s,
-                logits_BC[0].numpy(),
-                spans_s,
-                world_size=len(members),
-                left_out=tuple(members[rank] for rank in sorted(self._control.gone)),
-                attempts=turn.attempts,
-            )
-        try:
-            datagrams = self._gather_done(Tag(index, 0, "done"), job, self._datagrams().minus(counted))
-        except RecallError:
-            if answer is not None:
-                self._keep(job, answer)  # it must not be asked again
-            raise
-        self._keep(job, None if answer is None else replace(answer, datagrams=datagrams))
+        if logits_BC is None:
+            return None
+        latency_s, members = time.perf_counter() - turn.asked_s, self._epoch.members
+        return Answer(
+            number,
+            latency_s,
+            logits_BC[0].numpy(),
+            self._timeline.totals(index),
+            world_size=len(members),
+            left_out=tuple(members[rank] for rank in sorted(self._control.gone)),
+            attempts=turn.attempts,
+        )
 
     def _take_in_who_waits(self) -> None:
         """Between two requests, meet again on rank 0's word if somebody is back."""

@@ -8,9 +8,9 @@ from whole_runs import cli, logs, table, write
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
 
-HAPPENS_S = 20.0
+HAPPENS_S = 30.0
 """When it happens: ranks have loaded by then, and have half of the requests before them."""
-REQUESTS = 100
+REQUESTS = 150
 """Some 0.3 s each, by the links."""
 CONFIG = {
     "model": {"family": "vit", "size": "tiny", "image_size": 64},
@@ -26,7 +26,7 @@ def bench(place: Path, policy: str, events: list[dict[str, Any]]) -> tuple[int, 
         place,
         [],
         devices={"count": 3},
-        links={"default": {"rate_mbps": 0.5}},
+        links={"default": {"rate_mbps": 0.15}},
         events=events,
         workload={"command": ["astra", "bench"], "config": config},
     )
