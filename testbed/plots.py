@@ -33,6 +33,8 @@ ROW = 24
 """Points for each row of a chart that has one for each label."""
 LONGEST_LABEL = 34
 
+_OF_LINES = (0, 1, 2, 3, 4, 5, 7, 6)
+"""Colours for lines: the greys last."""
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 _MARKERS = "osD^vPX*"
 
@@ -258,7 +260,7 @@ def _series(number: int) -> str:
 
 def _looks(groups: Sequence[str]) -> list[tuple[str, Any, str]]:
     """Choose colour, dashes and marker of each curve: a colour a group, dashes and markers within it."""
-    colours = {group: _series(number) for number, group in enumerate(dict.fromkeys(groups))}
+    colours = {group: _series(_OF_LINES[number % len(_OF_LINES)]) for number, group in enumerate(dict.fromkeys(groups))}
     seen: dict[str, itertools.count[int]] = {}
     looks = []
     for number, group in enumerate(groups):

@@ -7,8 +7,8 @@
 Nothing has to say that the runs belong together: what was varied is what their resolved scenarios differ in.
 """
 
-import itertools
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,7 @@ def _headline(runs: Runs, sweep: Mapping[str, Any]) -> tuple[Fact, ...]:
         for setting, run in zip(runs.settings, runs.runs, strict=True)
         for label, row in outcome.by_label(run).items()
         for gain in numbers([row], outcome.SPEEDUP)
+        if gain != 1.0  # one device over itself
     ]
     if best:
         gain, label, where = max(best)
@@ -172,12 +173,10 @@ def _again(runs: Runs) -> Section:
         command = surroundings.command_of(run)
         commands.update({f"{_named(setting)} ({run.path.name})": command} if command else {})
     text = "\n\n".join(f"# {name}\n{command}" for name, command in commands.items())
-    sweep = runs.folder / "sweep.yaml"
-    first = (
-        (f"testbed sweep {sweep} --out {runs.folder}",)
-        if sweep.exists()
-        else tuple(itertools.islice(commands.values(), 1))
-    )
+    first = tuple(commands.values())[:1]
+    typed = runs.runs[0].manifest.get("command")
+    if isinstance(typed, list) and "sweep" in typed:
+        first = (shlex.join(["testbed", *map(str, typed[1:])]),)
     return Section("again", "Run it again", commands=first, listing=(("Every run by itself", text),))
 
 

@@ -268,6 +268,15 @@ def test_report_of_repeated_runs_shows_their_spread(tmp_path: Path) -> None:
     assert report.setting == "6 runs; what differs: links.default.rate_mbps"
 
 
+def test_report_of_a_sweep_says_how_to_run_it_again(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "sweep")
+    assert section(read_report(sweep), "again").commands[0].endswith("run-1/scenario.yaml")
+    for path in sweep.rglob("manifest.json"):
+        command = ["/usr/bin/testbed", "sweep", "rates.yaml", "--out", str(sweep)]
+        path.write_text(json.dumps({**json.loads(path.read_text()), "command": command}))
+    assert section(read_report(sweep), "again").commands == (f"testbed sweep rates.yaml --out {sweep}",)
+
+
 def test_report_of_runs_names_those_that_failed(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep")
     broken = sweep / "cells" / "rate=50-loss=1" / "run-1"
