@@ -115,7 +115,6 @@ class Agent:
         self._rules: DeviceRules | None = None
         self._clock: EventClock | None = None
         self._event_rows: deque[EventRow] = deque()
-        self._line = ControllerLine(endpoint, device or f"nameless-{secrets.token_hex(8)}", keys)
         self._num_dropped = 0
         self._device_socket = DeviceSocket(folder / "socket", self._answer)
         self._barriers: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -125,6 +124,8 @@ class Agent:
         self._starting = False
         # Whoever starts agents without a name (Compose, Swarm) starts the controller apart; it may prepare for long.
         self._first_word_limit_s = math.inf if device is None else FIRST_WORD_LIMIT_S
+        identity = device or f"nameless-{secrets.token_hex(8)}"
+        self._line = ControllerLine(endpoint, identity, keys, keys_timeout_s=self._first_word_limit_s)
         self._watch: asyncio.Task[None] | None = None
         self._heard_at: float | None = None
         self._held = False

@@ -6,6 +6,7 @@ The file may come later than the agent, and may be left from an earlier run unti
 keeps volumes), so it is looked at again for as long as nobody answers. Does not know what messages mean.
 """
 
+import math
 import time
 from pathlib import Path
 
@@ -19,24 +20,24 @@ from testbed.protocol import MESSAGE_LIMIT_BYTES
 __all__ = ["ControllerLine"]
 
 LINGER_MS = 1000
-KEYS_TIMEOUT_S = 60.0
 KEYS_PERIOD_S = 0.2
 
 
 class ControllerLine:
     """The line; belongs to one event loop."""
 
-    def __init__(self, endpoint: str, identity: str, keys: Path | None):
+    def __init__(self, endpoint: str, identity: str, keys: Path | None, *, keys_timeout_s: float = math.inf):
         self._endpoint, self._keys = endpoint, keys
         self._known: ControlKeys | None = None
+        found = None if keys is None else _wait_for(keys, keys_timeout_s)
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, identity.encode())
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_LIMIT_BYTES)
-        if keys is not None:
-            self._take(_wait_for(keys))
+        if found is not None:
+            self._take(found)
         self._socket.connect(endpoint)
 
     async def send(self, frame: bytes, flags: int = 0) -> None:
@@ -72,14 +73,14 @@ class ControllerLine:
         self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
 
 
-def _wait_for(path: Path) -> ControlKeys:
+def _wait_for(path: Path, timeout_s: float) -> ControlKeys:
     """Read a key file that the controller may still have to write. Raises DeviceError, InputError."""
-    deadline_s = time.monotonic() + KEYS_TIMEOUT_S
+    deadline_s = time.monotonic() + timeout_s
     while True:
         try:
             return ControlKeys.read(path)
         except FileNotFoundError as error:
             if time.monotonic() > deadline_s:
-                message = f"--keys: {path} must be there within {KEYS_TIMEOUT_S:g} s, got nothing; see docs/security.md"
+                message = f"--keys: {path} must be there within {timeout_s:g} s, got nothing; see docs/security.md"
                 raise DeviceError(message) from error
             time.sleep(KEYS_PERIOD_S)

@@ -14,7 +14,7 @@ import zmq
 from transport_worlds import free_port
 
 from testbed.controller_line import ControllerLine
-from testbed.errors import InputError
+from testbed.errors import DeviceError, InputError
 from testbed.keys import AGENT_FILE, CONTROLLER_FILE, ControlKeys, make_control_keys
 from testbed.mailbox import Mailbox
 from testbed.protocol import AgentMessage, Beat, Hello, Ping, encode
@@ -113,6 +113,14 @@ def test_agent_takes_the_keys_of_the_next_run_when_they_come(tmp_path: Path) -> 
         box.send("d0", Ping())
         thread.join(PATIENCE_S)
         assert answers == [encode(Ping())]
+
+
+def test_agent_says_which_keys_never_came(tmp_path: Path) -> None:
+    async def call() -> None:
+        ControllerLine("tcp://127.0.0.1:9", "d0", tmp_path / AGENT_FILE, keys_timeout_s=BRIEF_S)
+
+    with pytest.raises(DeviceError, match=r"--keys: .*agent\.json must be there within 0\.5 s, got nothing"):
+        asyncio.run(call())
 
 
 def test_mailbox_counts_what_it_drops_and_logs_each_kind_once() -> None:
