@@ -22,6 +22,7 @@ import bisect
 import itertools
 import json
 import time
+import zlib
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -37,6 +38,9 @@ __all__ = ["NO_LAYER", "Mark", "Span", "Timeline"]
 
 NO_LAYER = -1
 """The layer of a span that belongs to none, such as embedding."""
+
+MAX_PACKED_BYTES = 1 << 28
+"""Of one rank, unpacked; what is said to be larger is no timeline."""
 
 _NS_PER_S = 1e9
 _NS_PER_US = 1e3
@@ -119,9 +123,9 @@ class Timeline:
         return {name: duration / _NS_PER_S for name, duration in total_ns.items()}
 
     def to_bytes(self) -> bytes:
-        """Pack everything, to be sent to the rank that writes the trace of all."""
+        """Pack everything small, to be sent over slow links to the rank that writes the trace of all."""
         packed: bytes = msgpack.packb([self.rank, self._records, self.messages, self.marks])
-        return packed
+        return zlib.compress(packed)
 
     @classmethod
     def from_bytes(cls, buffer: bytes | bytearray | memoryview) -> "Timeline":
@@ -131,11 +135,12 @@ class Timeline:
             WireError: the bytes are something else.
         """
         try:
-            rank, records, noted, marks = msgpack.unpackb(buffer)
+            unpacked = zlib.decompressobj().decompress(buffer, MAX_PACKED_BYTES)
+            rank, records, noted, marks = msgpack.unpackb(unpacked)
             spans = [Span(*record) for record in records]
             timeline = cls(rank, [Message(*message) for message in noted])
             timeline.marks.extend(Mark(*mark) for mark in marks)
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
+        except (ValueError, TypeError, zlib.error, msgpack.UnpackException) as error:
             raise WireError(f"timeline: bytes must be a packed timeline, got {error}; send to_bytes()") from error
         timeline._records.extend(spans)
         return timeline

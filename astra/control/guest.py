@@ -27,6 +27,9 @@ _LOGGER = logging.getLogger(__name__)
 SILENT_SHARE = 0.9
 """Of `detect_s`, after which a silent rank 0 is lost, once it has loaded."""
 FAREWELL_MS = 500
+WAITING_REPORTS = 10
+"""Reports that wait for a connection. With IMMEDIATE=1 none would, but a closing rank 0 would take its last words with
+it: see `transport.zeromq`."""
 LONGEST_LOOP_S = 2 * BEAT_S
 """A thread that was not run for longer does not hold it against rank 0."""
 
@@ -40,7 +43,7 @@ class Guest:
         self._presence, self._endpoint, self._limits = presence, endpoint, limits
         self._context, self._gate = context, gate
         self._socket = context.socket(zmq.DEALER)
-        self._socket.immediate = 1
+        self._socket.sndhwm = WAITING_REPORTS
         self._socket.linger = FAREWELL_MS
         self._socket.maxmsgsize = MESSAGE_LIMIT_BYTES
         self._socket.identity = f"{presence.rank}-{presence.life}".encode()
@@ -136,6 +139,7 @@ class Guest:
                 self._obey()
             if self._monitor in ready:
                 self._monitor.recv_multipart()
+                self._obey()  # its last words came before its end
                 if self._heard:
                     self._lose("its connection broke")
             elif self._epoch is not None and self._silent_s > SILENT_SHARE * self._limits.detect_s:

@@ -6,7 +6,8 @@ go. Whoever waits looks now and then whether its `watch` still wants it to.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 from astra.errors import PeerLostError, PeerTimeoutError, TransportError
 from astra.transport import Traffic
@@ -55,7 +56,7 @@ class FramedTransport(ABC):
             try:
                 self._push(peer, tag, frame)
             except TransportError:
-                if self.watch.is_done_without(peer):
+                if self._is_done_without(peer, tag):
                     return
                 raise
             self.watch.note_sent(peer)
@@ -95,9 +96,24 @@ class FramedTransport(ABC):
                 raise PeerTimeoutError(self._describe_wait(peers, tag, timeout_s))
 
     def _check_watch(self, peers: Collection[int], tag: Tag) -> None:
-        """Let the watch interrupt; who was slow to wait says what for, since nobody else could know."""
-        try:
+        """Let the watch interrupt."""
+        with self._saying_what_for(peers, tag):
             self.watch.check(peers)
+
+    def _is_done_without(self, peer: int, tag: Tag) -> bool:
+        """Wait for what is decided about a peer to whom this message could not be sent."""
+        self.watch.waiting = Waiting((peer,), tag, time.monotonic())
+        try:
+            with self._saying_what_for((peer,), tag):
+                return self.watch.is_done_without(peer)
+        finally:
+            self.watch.waiting = None
+
+    @contextmanager
+    def _saying_what_for(self, peers: Collection[int], tag: Tag) -> Iterator[None]:
+        """Say in the news of a loss what this rank waited for, if it was too slow to wait for others to know."""
+        try:
+            yield
         except PeerLostError as lost:
             wait = f"rank {self.rank} waited for rank"
             if wait in str(lost):

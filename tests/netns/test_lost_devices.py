@@ -8,10 +8,10 @@ from whole_runs import cli, logs, table, write
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
 
-HAPPENS_S = 30.0
-"""When it happens: ranks have loaded by then, and have half of the requests before them."""
-REQUESTS = 150
-"""Some 0.3 s each, by the links."""
+HAPPENS_S = 25.0
+"""When it happens: ranks have loaded by then, and have most of the requests before them."""
+REQUESTS = 90
+"""Half a second each, by the links."""
 CONFIG = {
     "model": {"family": "vit", "size": "tiny", "image_size": 64},
     "strategies": [{"name": "prism", "num_segments": 5}],
