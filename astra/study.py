@@ -21,7 +21,7 @@ What is finished is not done again, so a study that was killed goes on where it 
 import io
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,11 @@ from rich.table import Table
 
 from astra import faults
 from astra.errors import ConfigError
-from astra.evaluation.config import SEED, parse_evaluation
+from astra.evaluation.config import SEED, EvaluationConfig, parse_evaluation
 from astra.evaluation.metrics import PERPLEXITY
-from astra.evaluation.results import rows_of, table_of, write_results
+from astra.evaluation.results import FILE_NAME, table_of, write_results
 from astra.evaluation.run import Progress, evaluate_here
+from astra.reporting import Cell
 from astra.section import Section
 from astra.strategy_faults import group_faults, located
 from astra.training.loop import Report, Settings
@@ -219,14 +220,26 @@ def _evaluation(study: Study, table: StudyTable, out: Path, start: Path, folder:
         "split": study.split,
     }
     config = parse_evaluation(given | json.loads(filled), where=table.title)
-    stored = folder / "evaluation.json"
-    if stored.exists():
-        record = json.loads(stored.read_text(encoding="utf-8"))
-        if record["config"] == config.model_dump(mode="json"):
-            return table_of(record["rows"])
-    outcomes = evaluate_here(config, progress)
-    write_results(folder, config, outcomes)
-    return table_of(rows_of(config, outcomes))
+    rows = _stored_rows(folder, config)
+    if rows is None:
+        outcomes = evaluate_here(config, progress)
+        rows = write_results(folder, config, outcomes)
+    return table_of([row | {"settings": _by_name(str(row["settings"]), names)} for row in rows])
+
+
+def _stored_rows(folder: Path, config: EvaluationConfig) -> list[dict[str, Cell]] | None:
+    """Return the rows of this evaluation if it has been made."""
+    stored = folder / f"{FILE_NAME}.json"
+    record = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
+    rows: list[dict[str, Cell]] | None = record.get("rows")
+    return rows if record.get("config") == config.model_dump(mode="json") else None
+
+
+def _by_name(settings: str, names: Collection[str]) -> str:
+    """Call trainings in a strategy's settings by their names, without the place of the seed."""
+    for name in names:
+        settings = settings.replace(f"={name}-{SEED}", f"={name}")
+    return settings
 
 
 def _markdown(table: Table) -> str:

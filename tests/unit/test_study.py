@@ -65,7 +65,7 @@ def test_study_trains_every_seed_and_writes_tables(tmp_path: Path) -> None:
     assert "### Trained" in tables
     lines = [line for line in tables.splitlines() if line.startswith("|")]
     assert any(line.startswith("| g1 ") and " ± " in line for line in lines)
-    assert any("astra G=1 K=16" in line for line in lines)
+    assert any("astra G=1 K=16 weights=g1|" in line.replace(" |", "|") for line in lines)
     assert str(tmp_path) not in tables
 
 
