@@ -36,7 +36,7 @@ from astra import faults
 from astra.errors import ConfigError
 from astra.evaluation.config import SEED, EvaluationConfig, parse_evaluation
 from astra.evaluation.metrics import PERPLEXITY
-from astra.evaluation.results import FILE_NAME, table_of, write_results
+from astra.evaluation.results import ANY_SEED, FILE_NAME, table_of, write_results
 from astra.evaluation.run import Progress, evaluate_here
 from astra.reporting import Cell
 from astra.section import Section
@@ -238,7 +238,7 @@ def _stored_rows(folder: Path, config: EvaluationConfig) -> list[dict[str, Cell]
 def _by_name(settings: str, names: Collection[str]) -> str:
     """Call trainings in a strategy's settings by their names, without the place of the seed."""
     for name in names:
-        settings = settings.replace(f"={name}-{SEED}", f"={name}")
+        settings = settings.replace(f"={name}-{ANY_SEED}", f"={name}")
     return settings
 
 

@@ -24,9 +24,11 @@ from astra.models import ModelShape
 from astra.reporting import Cell
 from astra.strategy_config import SingleConfig
 
-__all__ = ["FILE_NAME", "Outcome", "rows_of", "table_of", "write_results"]
+__all__ = ["ANY_SEED", "FILE_NAME", "Outcome", "rows_of", "table_of", "write_results"]
 
 FILE_NAME = "evaluation"
+ANY_SEED = "*"
+"""What rows have in a checkpoint's name where the seed was."""
 _SHARES = ("accuracy", "f1", "matthews", "pearson", "spearman")
 """Metrics that tables show in hundredths, as they are published."""
 
@@ -125,7 +127,7 @@ def _row(
     flips = [_flips(outcome, reference) for outcome, reference in zip(group, references, strict=True)]
     return {
         "strategy": strategy.name,
-        "settings": strategy.settings.replace(SEED, "*"),
+        "settings": strategy.settings.replace(SEED, ANY_SEED),
         "devices": first.num_devices,
         "metric": metric,
         "value": statistics.fmean(values),
