@@ -9,6 +9,7 @@ Python; it is on every machine that has one. Tests of the library and installed 
 
 import ast
 import sysconfig
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ __all__ = ["python_docs"]
 _TURNS: dict[Split, range] = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}
 _NUM_TURNS = 10
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "turtledemo", "lib2to3", "pydoc_data"}
+_PARSER = threading.Lock()
+"""CPython 3.11's parser counts the depth of all threads' trees as one (SystemError: recursion depth mismatch)."""
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -37,6 +40,7 @@ def python_docs(split: Split) -> Iterator[str]:
 
 
 def _docstrings(source: Path) -> str:
-    tree = ast.parse(source.read_bytes())
+    with _PARSER:
+        tree = ast.parse(source.read_bytes())
     found = [ast.get_docstring(part) for part in ast.walk(tree) if isinstance(part, _DOCUMENTED)]
     return "".join(f"{text.strip()}\n\n" for text in found if text and text.strip())

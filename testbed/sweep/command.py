@@ -132,6 +132,7 @@ def _show_plan(sweep: Sweep, cells: Sequence[Cell], folder: SweepFolder, repeat:
         f"{len(cells)} of {len(sweep.cells)} cells, {len(left)} runs left; devices are made {len(batches)} times, "
         f"programs started {num_programs(batches)} times at least",
         highlight=False,
+        soft_wrap=True,
     )
     total = duration_text(estimate.total(run.cell.values for run in left))
     console.print(f"about {total}, without making devices and calibrating links", highlight=False)
