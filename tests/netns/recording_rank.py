@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from astra import reporting
 from astra.config import BenchConfig
@@ -18,15 +19,15 @@ from astra.transport import Tag, Transport
 from astra.transport.zeromq import connect as connect_zeromq
 from astra.worker import run_rank
 
-Connect = Callable[[int, int, str, int, float], Transport]
+Connect = Callable[..., Transport]
 
 
 def record(config: BenchConfig, environment: Environment, reporter: Reporter, connect: Connect) -> None:
     """Be one rank and write down what it sent and answered."""
     codes: list[tuple[int, int, int, str]] = []
 
-    def connect_and_listen(*where: object) -> Transport:
-        transport = connect(*where)  # type: ignore[arg-type]
+    def connect_and_listen(*where: Any, **keys: Any) -> Transport:
+        transport = connect(*where, **keys)
         send = transport.send
 
         def send_and_note(peer: int, tag: Tag, payload: bytes | bytearray | memoryview) -> None:
