@@ -22,6 +22,9 @@ SILENT_SHARE = 0.8
 """Of `detect_s`, after which a rank that does not report is lost: it is to be noticed within `detect_s`."""
 SETTLE_S = 0.2
 """Two reports: how long the others have to say that they wait for one whose connection broke."""
+WITNESS_SHARE = 0.5
+"""Of what a link is allowed, after which its silence counts too once that of another has lasted too long: who is cut
+off loses all links at once, but does not owe something on each of them at once."""
 LONGEST_STALL = 3.0
 """Times `detect_s` that a link may be silent at most, whatever it has been before."""
 
@@ -82,16 +85,18 @@ class Judge:
 
     def _cut_off(self, known: Mapping[int, Known]) -> list[Lost]:
         accusers: dict[int, list[str]] = {}
+        is_time = False
         for receiver, one in known.items():
             for sender, silent_s in one.report.waits_for.items():
                 link = (sender, receiver)
                 silent_s = min(silent_s, self._owing_s(known, *link))
                 allowed_s = min(max(self.detect_s, 2 * self.stalls_s.get(link, 0.0)), LONGEST_STALL * self.detect_s)
-                if silent_s >= allowed_s:
+                is_time |= silent_s >= allowed_s
+                if silent_s >= WITNESS_SHARE * allowed_s:
                     accusers.setdefault(sender or receiver, []).append(
                         f"rank {receiver} has not got what rank {sender} sent for {silent_s:.1f} s"
                     )
-        if not accusers:
+        if not is_time:
             return []
         rank = max(accusers, key=lambda accused: (len(accusers[accused]), accused))
         return [Lost(rank, f"it is cut off: {', '.join(accusers[rank])}", may_return=False)]

@@ -77,6 +77,16 @@ def test_judge_blames_whom_most_cannot_hear() -> None:
     assert cut_off(waiting(0, 1.1, 2, sent=6), waiting(1, 1.1, 2, sent=6), waiting(2, 1.1, 0, 1, sent=6)) == [2]
 
 
+def test_judge_hears_younger_witnesses_when_it_is_time() -> None:
+    """Rank 2 is cut off; the first link to be silent for too long is the one on which it waits for rank 1."""
+    judge = Judge(DETECT_S)
+    first = [report(0), report(1, sent={2: 6}), waiting(2, 1.1, 1)]
+    assert lost(first, 10.0, judge) == []
+    second = [waiting(0, 0.7, 2, sent=6), report(1, sent={2: 6}), waiting(2, 1.1, 0, 1, sent=6)]
+    assert lost(second, 10.4, judge) == []
+    assert lost(second, 11.1, judge) == [2]
+
+
 def test_judge_never_blames_rank_0() -> None:
     assert cut_off(waiting(0, 1.1, 1, sent=6), waiting(1, 1.1, 0, sent=6), report(2)) == [1]
     assert cut_off(report(0, sent={1: 6, 2: 6}), waiting(1, 1.1, 0), report(2)) == [1]
