@@ -19,6 +19,8 @@ PATIENCE_S = 10.0
 """For datagrams that will come."""
 BRIEF_S = 0.1
 """For datagrams that will not."""
+STAMPS_BEGIN_S = 0.2
+"""The kernel begins to stamp packets a moment after the first socket on the machine has asked for it."""
 LABEL = Label(request=2, layer=1, number=0, parts=1, first=0, rows=4, total=4)
 
 
@@ -34,6 +36,7 @@ def settle(port: DatagramPort, received: int) -> None:
 def test_port_delivers_with_the_time_of_arrival() -> None:
     with ports(2) as ((first, second), _):
         second.begin(2, 1)
+        time.sleep(STAMPS_BEGIN_S)
         sent_s = time.monotonic()
         first.send(1, LABEL, b"codes")
         time.sleep(0.2)
