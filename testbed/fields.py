@@ -14,6 +14,7 @@ __all__ = [
     "DelayMs",
     "DeviceName",
     "DeviceNameOrStar",
+    "FolderName",
     "LossPct",
     "QueueMs",
     "RateMbps",
@@ -64,6 +65,15 @@ def _check_scalar(value: object) -> object:
     return value
 
 
+FolderName = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
+    Rule(
+        "1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit",
+        "it names the result folder",
+        "text",
+    ),
+]
 DeviceName = Annotated[str, Field(pattern=r"^d[0-9]+$"), BeforeValidator(_check_device)]
 DeviceNameOrStar = Annotated[str, Field(pattern=r"^(d[0-9]+|\*)$"), BeforeValidator(_check_device_or_star)]
 RateMbps = Annotated[

@@ -21,7 +21,7 @@ from testbed.block import OMITTABLE, Block, Rule, faults_error
 from testbed.errors import InputError
 from testbed.event_schema import Event
 from testbed.faults import Location, fault_at, fault_line, violation
-from testbed.fields import DeviceName, Scalar, Text, names_context
+from testbed.fields import DeviceName, FolderName, Scalar, Text, names_context
 from testbed.link_schema import FRAME_BITS, Links, LinkSettings
 from testbed.recordings import inline
 from testbed.yaml_file import EXTENDS, read
@@ -202,15 +202,7 @@ class Security(Block):
 class Scenario(Block):
     """One emulated setting: devices, links, a program and what to expect of it."""
 
-    name: Annotated[
-        str,
-        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-        Rule(
-            "1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit",
-            "it names the result folder",
-            "text",
-        ),
-    ]
+    name: FolderName
     """Name of the scenario and of its result folders."""
     seed: Annotated[
         int,

@@ -20,7 +20,7 @@ from pydantic_core import InitErrorDetails
 
 from testbed.block import Block, Rule
 from testbed.faults import fault_at, show, violation
-from testbed.fields import Text
+from testbed.fields import FolderName, Text
 from testbed.sweep.paths import PathError, parse_path
 
 __all__ = ["SweepFile"]
@@ -43,15 +43,7 @@ Values = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
 class SweepFile(Block):
     """One scenario at every point of a matrix."""
 
-    name: Annotated[
-        str,
-        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-        Rule(
-            "1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit",
-            "it names the result folder",
-            "text",
-        ),
-    ]
+    name: FolderName
     """Name of the sweep, of its cells' scenarios and of its result folder."""
     base: Text
     """Scenario file that all cells begin with, relative to this file."""
