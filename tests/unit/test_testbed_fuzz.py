@@ -13,6 +13,7 @@ from typing import Any
 import msgpack
 import pytest
 import zmq
+from fuzzing import damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -43,13 +44,6 @@ FIELDS = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=10,
 )
-
-
-def damage(valid: bytes, rng: random.Random) -> bytes:
-    damaged = bytearray(valid)
-    for _ in range(rng.randint(1, 4)):
-        damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-    return bytes(damaged[: rng.randint(0, len(damaged))] if rng.random() < 0.3 else damaged)
 
 
 @pytest.mark.timeout(300)

@@ -11,6 +11,7 @@ import msgpack
 import pytest
 import zmq
 from datagram_worlds import KEY, ports
+from fuzzing import damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transport_worlds import connect_zeromq, free_port, in_threads
@@ -68,16 +69,6 @@ def words() -> list[bytes]:
         [5, KEY, [["10.0.0.1", 4000], ["10.0.0.2", 4000]]],
     ]
     return [msgpack.packb(each) for each in fields]
-
-
-def damage(valid: bytes, rng: random.Random) -> bytes:
-    """Change some bytes, cut some off, or put some more behind."""
-    damaged = bytearray(valid)
-    for _ in range(rng.randint(1, 4)):
-        if damaged:
-            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-    kept = damaged[: rng.randint(0, len(damaged))] if rng.random() < 0.3 else damaged
-    return bytes(kept) + (rng.randbytes(rng.randint(1, 40)) if rng.random() < 0.2 else b"")
 
 
 def read_rendezvous(packed: bytes) -> None:
