@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -15,9 +16,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from testbed import controller, report, workload
+from testbed import controller, junit, report, workload
 from testbed import doctor as examination
-from testbed.controller import Options
+from testbed.controller import Options, Outcome
 from testbed.display import Display, fitting_table, table_of
 from testbed.errors import InputError, TestbedError
 from testbed.keys import AGENT_FILE, CONTROLLER_FILE, make_control_keys
@@ -64,13 +65,30 @@ def run(
     timeout_s: Annotated[
         float | None, typer.Option(min=0.1, help="give up on the program after so many seconds")
     ] = None,
+    junit_file: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE.xml", help="write how it ended for a CI server, as tests")
+    ] = None,
+    end_with_stdin: Annotated[
+        bool, typer.Option("--end-with-stdin", help="end when standard input does: for programs that start this one")
+    ] = False,
 ) -> None:
     """Run a scenario: make its devices, shape and calibrate the links, run the program, report."""
-    loaded = load(scenario)
-    _need_network_namespaces(runtime)
-    options = Options(_known_runtime(runtime), out, uncapped, calibrate, go_on, timeout_s)
-    with Display(console, live=False if plain else None) as display:
-        outcome = controller.run(loaded, options, display)
+    if end_with_stdin:
+        threading.Thread(target=_interrupt_at_end_of_stdin, daemon=True).start()
+    with junit.kept(junit_file, scenario.stem) as suite:
+        loaded = load(scenario)
+        suite.name = loaded.name
+        _need_network_namespaces(runtime)
+        options = Options(_known_runtime(runtime), out, uncapped, calibrate, go_on, timeout_s)
+        with Display(console, live=False if plain else None) as display:
+            outcome = controller.run(loaded, options, display)
+        suite.take(outcome.tables, outcome.verdicts)
+    _show_outcome(loaded, outcome)
+    _report_if_cheap(outcome.folder, runtime)
+    raise typer.Exit(0 if outcome.ok else 1)
+
+
+def _show_outcome(loaded: Scenario, outcome: Outcome) -> None:
     rows = outcome.tables.get("summary", [])
     if rows:
         title = f"{loaded.name}: {_describe_setting(loaded)}"
@@ -79,8 +97,6 @@ def run(
         mark = "[green]met[/green]    " if verdict.met else "[red]not met[/red]"
         console.print(f"expected, {mark}  {escape(verdict.text)}", highlight=False, soft_wrap=True)
     console.print(f"results: {escape(str(outcome.folder))}", highlight=False, soft_wrap=True)
-    _report_if_cheap(outcome.folder, runtime)
-    raise typer.Exit(0 if outcome.ok else 1)
 
 
 @app.command("report")
@@ -291,6 +307,12 @@ def main() -> None:
 
 def _interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _interrupt_at_end_of_stdin() -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _report_if_cheap(folder: Path, runtime: str) -> None:
