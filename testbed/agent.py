@@ -89,6 +89,8 @@ STANDSTILL_S = 1.0
 """An agent that was not run for so long was paused with its device, and cannot know what the controller said."""
 SWITCH_INTERVAL_S = 0.001
 """How long the event clock may have to wait for the interpreter, instead of Python's 5 ms."""
+INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Where torch's libraries look for the network; else they ask what the host's name means, which is the loopback."""
 log = logging.getLogger("testbed.agent")
 
 
@@ -110,6 +112,7 @@ class Agent:
             life=secrets.token_hex(8),
             limits=limits,
         )
+        self._interface = interface
         self._shaper = Shaper(interface)
         self._shaping = threading.Lock()
         self._rules: DeviceRules | None = None
@@ -241,6 +244,7 @@ class Agent:
         await asyncio.to_thread(self._load_ahead, start.schedule)
         environment = {
             **os.environ,
+            **dict.fromkeys(INTERFACE_VARIABLES, self._interface),
             "PATH": search_path(),
             **start.environment,
             "TESTBED_CONFIG": str(config),

@@ -158,11 +158,16 @@ def run_program(
         folder=Path.cwd(),
         timeout_s=options.timeout_s,
         with_events=True,
+        summary=scenario.workload.summary or {},
     )
     try:
         fleet.execute(job, invoking_user(), may_wait=may_wait)
     finally:
         record.manifest({**machine, **fleet.facts(), "options": _plain(options)})
+    if job.summary and not record.tables.get("summary"):
+        display.say(
+            f"workload.summary: no JSON object on stdout had all of {', '.join(job.summary.values())}; see logs/"
+        )
     _record_links(fleet, scenario, record)
     for row in trace_rows(scenario, record.tables.get("events", [])):
         record.row("traces", row)

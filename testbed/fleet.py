@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -25,6 +25,7 @@ from testbed.keys import rank_keys
 from testbed.known_device import KnownDevice
 from testbed.links import rules_for
 from testbed.mailbox import Mailbox
+from testbed.printed import PrintedRows
 from testbed.protocol import (
     PING_PERIOD_S,
     SILENCE_LIMIT_S,
@@ -89,6 +90,8 @@ class Job:
     timeout_s: float | None = None
     with_events: bool = False
     """Whether the scenario's events happen while it runs."""
+    summary: Mapping[str, str] = field(default_factory=dict)
+    """Columns of the summary by their place in what it prints; see `PrintedRows`."""
 
 
 class Fleet:
@@ -99,6 +102,7 @@ class Fleet:
         names = device_names(scenario.devices.count)
         self._devices = {name: KnownDevice(rank, scenario.devices.spec(name)) for rank, name in enumerate(names)}
         self._barriers: dict[str, set[str]] = {}
+        self._printed: dict[str, PrintedRows] = {}
         self._pinged_at = 0.0
         self._held = False
         self._may_wait = False
@@ -181,6 +185,7 @@ class Fleet:
         Raises DeviceError as soon as a device's program fails, naming the device, its exit code and its last lines.
         """
         self._may_wait = may_wait
+        self._printed = {name: PrintedRows(name, job.summary) for name in self._devices}
         waits = False
         try:
             if self._waits():
@@ -366,6 +371,8 @@ class Fleet:
                 self._record.row(table, row)
             case Mark(name=mark, links=links):
                 self._record_mark(name, mark, links)
+                if stream == "stdout" and name in self._printed and (found := self._printed[name].take(line)):
+                    self._record.row("summary", found)
             case Progress(label=label, done=done, total=total):
                 self._display.progress(label, done, total)
             case Barrier(name=barrier):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import InputError
+from testbed.value_at import as_cell, value_at
 from testbed.yaml_file import read
 
 if TYPE_CHECKING:
@@ -147,11 +148,5 @@ def _is_number(value: Value) -> bool:
 
 
 def _cell_of(scenario: Mapping[str, Any], path: str) -> Value:
-    """Return what a scenario says at a path, as a cell of a table: lists and mappings as JSON, None where nothing."""
-    value: Any = scenario
-    for part in path.replace("[", ".[").split("."):
-        if part.startswith("["):
-            value = value[int(part[1:-1])] if isinstance(value, list) else None
-        else:
-            value = value.get(part) if isinstance(value, Mapping) else None
-    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
+    """Return what a scenario says at a path, as a cell of a table; None where nothing."""
+    return as_cell(value_at(scenario, path))

@@ -55,6 +55,16 @@ MemoryMb = Annotated[
 ]
 Accelerator = Annotated[Literal["cpu", "cuda"], Rule("cpu or cuda", "name what the program computes on")]
 Command = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
+ColumnName = Annotated[
+    str,
+    Field(pattern=r"^[a-z][a-z0-9_]*$"),
+    Rule("the name of a column of summary.csv", "write it in small letters, digits and _", "text"),
+]
+JsonPath = Annotated[
+    str,
+    Field(pattern=r"^[^.\[\]]+(\[[0-9]+\])*(\.[^.\[\]]+(\[[0-9]+\])*)*$"),
+    Rule("a path such as seconds or end.streams[0].bytes", "join keys by dots", "text"),
+]
 Bound = Annotated[float, Rule("a finite number", "write the bound as a plain number", "number")]
 
 
@@ -150,6 +160,8 @@ class Workload(Block):
     """Program that checks config before a run; exit code 2 and lines on stderr are faults; null for none."""
     config: Annotated[dict[Any, Any], AfterValidator(_check_json)] = Field(default_factory=dict)
     """Handed to the program as a JSON file; testbed does not look into it."""
+    summary: Annotated[Annotated[dict[ColumnName, JsonPath], Field(min_length=1)] | None, OMITTABLE] = None
+    """Columns of summary.csv, each with its place (a.b, a[0].b) in JSON objects that the program prints on stdout."""
 
 
 class Expectation(Block):
@@ -159,11 +171,7 @@ class Expectation(Block):
         json_schema_extra={"anyOf": [{"required": [key]} for key in ("at_least", "at_most", "equals")]}
     )
 
-    metric: Annotated[
-        str,
-        Field(pattern=r"^[a-z][a-z0-9_]*$"),
-        Rule("the name of a column of summary.csv", "write it in small letters, digits and _", "text"),
-    ]
+    metric: ColumnName
     """Column of summary.csv."""
     where: dict[Text, Scalar] = Field(default_factory=dict)
     """Values of other columns that choose the rows; every chosen row has to meet the bounds."""
