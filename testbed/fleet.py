@@ -365,14 +365,14 @@ class Fleet:
             case Started(user=user):
                 device.started, device.user = True, user
                 self._events.started(name)
-            case Log(line=line):
+            case Log(stream=stream, line=line):
                 self._record.log(name, line)
+                if stream == "stdout" and name in self._printed and (found := self._printed[name].take(line)):
+                    self._record.row("summary", found)
             case Row(table=table, row=row):
                 self._record.row(table, row)
             case Mark(name=mark, links=links):
                 self._record_mark(name, mark, links)
-                if stream == "stdout" and name in self._printed and (found := self._printed[name].take(line)):
-                    self._record.row("summary", found)
             case Progress(label=label, done=done, total=total):
                 self._display.progress(label, done, total)
             case Barrier(name=barrier):
