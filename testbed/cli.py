@@ -16,10 +16,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from testbed import controller, junit, report, workload
+from testbed import controller, junit, report, status, workload
 from testbed import doctor as examination
 from testbed.controller import Options, Outcome
-from testbed.display import Display, fitting_table, table_of
+from testbed.display import Display, fitting_table
 from testbed.errors import InputError, TestbedError
 from testbed.keys import AGENT_FILE, CONTROLLER_FILE, make_control_keys
 from testbed.record import Row
@@ -174,26 +174,22 @@ def execute(
     os.execvp(line[0], line)  # noqa: S606  (the command takes this process's place and exit code)
 
 
-@app.command()
-def status(as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False) -> None:
+@app.command("status")
+def status_command(
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="devices and links as they go on, until none is left")] = False,
+    plain: Plain = False,
+) -> None:
     """List what is running or was left behind on this machine."""
-    states = RunState.load_all()
-    if as_json:
-        sys.stdout.write(json.dumps([_describe_run(state) for state in states], indent=1) + "\n")
-        return
-    if not states:
-        console.print("nothing is up")
-    for state in states:
-        console.print(table_of([_describe_run(state)]))
-        rows = [
-            {
-                "device": device,
-                "address": state.addresses.get(device),
-                "agent": _describe_agent(state, device),
-            }
-            for device in state.devices
-        ]
-        console.print(table_of(rows))
+    if as_json and watch:
+        raise InputError(["--json: must be given without --watch, got both; ask for --watch --plain"])
+    if watch:
+        status.watch(console, live=console.is_terminal and not plain)
+    elif as_json:
+        described = [status.describe_run(state) for state in RunState.load_all()]
+        sys.stdout.write(json.dumps(described, indent=1) + "\n")
+    else:
+        status.show(console, RunState.load_all())
 
 
 @app.command()
@@ -349,24 +345,6 @@ def _find_run(name: str | None) -> RunState:
         return states[0]
     known = ", ".join(f"{state.run_id} ({state.name})" for state in RunState.load_all()) or "none"
     raise InputError([f"--run: must name one run that is up, got {name!r}; up now: {known}"])
-
-
-def _describe_run(state: RunState) -> dict[str, str | int | float | bool | None]:
-    how = "left behind" if state.abandoned() else "up" if state.held else "running"
-    return {
-        "run": state.run_id,
-        "name": state.name,
-        "runtime": state.runtime,
-        "devices": len(state.devices),
-        "state": how,
-    }
-
-
-def _describe_agent(state: RunState, device: str) -> str:
-    agent = state.agents.get(device)
-    if agent is None:
-        return "not started"
-    return f"alive ({agent.pid})" if agent.alive() else "gone"
 
 
 def _one_row_a_link(measured: list[Row]) -> list[Row]:

@@ -266,7 +266,7 @@ def devices(
     finished = False
     try:
         display.phase(f"starting {scenario.devices.count} devices ({options.runtime})")
-        with Fleet(scenario, runtime, record, display) as fleet:
+        with Fleet(scenario, runtime, record, display) as fleet, display.watching(state.run_id, fleet.activities):
             fleet.create()
             state = state.with_changes(agents=runtime.agents())
             yield fleet, state

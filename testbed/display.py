@@ -1,16 +1,20 @@
 """What a person sees while a scenario runs, and the table at the end.
 
-A terminal gets one live line with a spinner, the phase and a progress bar; anything else gets plain lines, one a phase
-and at most one a tenth of the way. Columns are formatted by the unit at the end of their name.
+A terminal gets a live line with a spinner, the phase and a progress bar, and below it devices and links while there are
+any (`live_view.py`); anything else gets plain lines, one a phase and at most one a tenth of the way. Columns are
+formatted by the unit at the end of their name.
 """
 
+import contextlib
 import textwrap
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -22,10 +26,18 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from testbed.live_sample import Snapshot, Watcher
+from testbed.live_view import picture
+
 __all__ = ["Display", "fitting_table", "format_value", "heading", "table_of"]
 
 _GAP = "\N{NO-BREAK SPACE}"
 """Between a number and its unit, so that no table breaks them apart."""
+
+REFRESHES_PER_S = 2.0
+"""More would be nicer to look at, and would cost the machine that is measured."""
+OWN_LINES = 2
+"""Of the terminal's height: the progress line, and the one on which the cursor stands."""
 
 Value = str | int | float | bool | None
 
@@ -40,17 +52,47 @@ class Display:
         self._tenth = ("", -1)
         what, count = TextColumn("{task.description}"), TextColumn("{task.fields[count]}")
         columns = (SpinnerColumn(), what, BarColumn(bar_width=24), count, TimeElapsedColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not self._live)
+        self._progress = Progress(*columns, console=console)
         self._task = self._progress.add_task("starting", total=None, count="")
+        self._looking = threading.Lock()
+        self._watcher: Watcher | None = None
+        self._seen = Snapshot()
+        self._seen_at = 0.0
+        self._screen = Live(
+            console=console, get_renderable=self._picture, transient=True, refresh_per_second=REFRESHES_PER_S
+        )
 
     def __enter__(self) -> "Display":
-        self._progress.start()
+        if self._live:
+            self._screen.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._screen.stop()
+
+    @contextlib.contextmanager
+    def watching(self, run_id: str, states: Callable[[], Mapping[str, str]]) -> Iterator[None]:
+        """Show a run's devices and links meanwhile, if live; `states` says what each device is doing."""
+        watcher = Watcher(run_id, states)
+        self._watcher, self._seen, self._seen_at = watcher if self._live else None, Snapshot(), 0.0
+        try:
+            yield
+        finally:
+            with self._looking:
+                self._watcher = None
+                watcher.close()
+
+    def _picture(self) -> RenderableType:
+        """Compose what a terminal shows; the machine is looked at no more often than the screen is refreshed."""
+        with self._looking:
+            if self._watcher is None:
+                return self._progress
+            if time.monotonic() - self._seen_at >= 1 / REFRESHES_PER_S:
+                self._seen, self._seen_at = self._watcher.sample() or Snapshot(), time.monotonic()
+        width, height = self.console.size
+        return Group(self._progress, picture(self._seen, width=width, height=height - OWN_LINES))
 
     def phase(self, text: str) -> None:
         """Say what begins now."""
@@ -61,7 +103,7 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line above the live display."""
         elapsed = time.monotonic() - self._started
-        self._progress.console.print(f"[dim]{elapsed:6.1f} s[/dim]  {escape(text)}", highlight=False)
+        self.console.print(f"[dim]{elapsed:6.1f} s[/dim]  {escape(text)}", highlight=False)
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Say how far the program is."""

@@ -251,6 +251,10 @@ class Fleet:
         """Return the data address of every registered device."""
         return {name: device.address for name, device in self._devices.items() if device.address is not None}
 
+    def activities(self) -> dict[str, str]:
+        """Say what every device is doing, in a word or two."""
+        return {name: device.activity for name, device in self._devices.items()}
+
     def facts(self) -> dict[str, object]:
         """Say how links and programs were really set up, for the manifest."""
         first = next(iter(self._devices.values()))
@@ -268,6 +272,7 @@ class Fleet:
         place = self._runtime.surroundings(Surroundings(identity, job.folder))
         for name, device in self._devices.items():
             device.started, device.asks, device.exited, device.collected = False, False, None, False
+            device.paused_program = False
             device.start = Start(
                 command=job.command,
                 environment=self._environment(name, device, place.identity),
@@ -371,6 +376,8 @@ class Fleet:
                     self._record.row("summary", found)
             case Row(table=table, row=row):
                 self._record.row(table, row)
+                if table == "events" and row["source"] is None:
+                    device.note_event(row["action"])
             case Mark(name=mark, links=links):
                 self._record_mark(name, mark, links)
             case Progress(label=label, done=done, total=total):

@@ -30,5 +30,25 @@ class KnownDevice:
     asks: bool = False
     """Its program is done and waits to hear whether to do the same once more."""
     exited: Exited | None = None
+    paused_program: bool = False
+    """Its agent has stopped its program, by an event."""
     collected: bool = False
     counters: dict[str, LinkCount] | None = None
+
+    @property
+    def activity(self) -> str:
+        """What it is doing, in a word or two."""
+        if self.state != "up":
+            return self.state
+        if self.exited is not None:
+            return "killed" if self.exited.by_event else "ended"
+        if self.address is None:
+            return "starting"
+        if self.paused_program:
+            return "paused"
+        return "waiting" if self.asks else "running" if self.started else "ready"
+
+    def note_event(self, action: object) -> None:
+        """Take note of what its agent has done to its program."""
+        if action in ("pause", "resume"):
+            self.paused_program = action == "pause"

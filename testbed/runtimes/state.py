@@ -114,6 +114,14 @@ class RunState:
         return states
 
     @classmethod
+    def find(cls, run_id: str) -> "RunState | None":
+        """Read one run again; None if it has gone, or cannot be read."""
+        try:
+            return cls._read(state_folder() / run_id / "state.json")
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @classmethod
     def _read(cls, path: Path) -> "RunState":
         raw = json.loads(path.read_text())
         parts = {

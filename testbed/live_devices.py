@@ -1,0 +1,137 @@
+"""What a device uses at this moment, read from outside: its control groups, or else the processes below its agent.
+
+    agent's process id --> /proc/<pid>/cgroup --> group of the device alone: CPU clock, memory, both limits
+                       └─> /proc/<pid>/task/*/children, where there is no such group or it has no clock
+
+Reads files of this machine and nothing else: no agent and no program notices. What cannot be read is None.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["DeviceMeter", "Use"]
+
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+NO_LIMIT_BYTES = 1 << 60
+"""Version 1 says a number about as large where memory has no limit."""
+_CPU_TICKS = slice(11, 15)
+"""Fields of /proc/<pid>/stat after the name: user and system time, its own and that of children that have ended."""
+_RESIDENT = 21
+
+
+@dataclass(frozen=True)
+class Use:
+    """CPU in cores over the time since the last look, memory in bytes, and what both are limited to."""
+
+    cpus: float | None = None
+    cpus_limit: float | None = None
+    memory_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+
+
+class DeviceMeter:
+    """Looks again and again at the device whose agent has this process id. `group` is how its groups' paths end."""
+
+    def __init__(self, pid: int, group: str):
+        self._pid = pid
+        self._folders = _own_folders(pid, group)
+        self._before: tuple[float, float] | None = None
+
+    def look(self) -> Use:
+        """Read what is used now; the first look knows no CPU share yet."""
+        spent_s, memory = self._spent_s(), self._memory()
+        if spent_s is None or memory is None:
+            processes = list(_stat_below(self._pid))
+            ticks = sum(int(count) for fields in processes for count in fields[_CPU_TICKS])
+            spent_s = ticks * TICK_S if spent_s is None and processes else spent_s
+            if memory is None and processes:
+                memory = sum(int(fields[_RESIDENT]) for fields in processes) * PAGE_BYTES
+        now = time.monotonic()
+        before, self._before = self._before, None if spent_s is None else (now, spent_s)
+        cpus = None
+        if before is not None and spent_s is not None and now > before[0]:
+            cpus = max(0.0, (spent_s - before[1]) / (now - before[0]))
+        return Use(cpus, self._quota(), memory, self._memory_limit())
+
+    def _spent_s(self) -> float | None:
+        if (text := self._read("", "cpu.stat")) is not None:
+            return float(text.split()[1]) / 1e6  # usage_usec comes first
+        if (text := self._read("cpuacct", "cpuacct.usage")) is not None:
+            return int(text) / 1e9
+        return None
+
+    def _quota(self) -> float | None:
+        if (text := self._read("", "cpu.max")) is not None:
+            quota, period = text.split()
+            return None if quota == "max" else int(quota) / int(period)
+        quota_us, period_us = self._read("cpu", "cpu.cfs_quota_us"), self._read("cpu", "cpu.cfs_period_us")
+        if quota_us is None or period_us is None or int(quota_us) < 0:
+            return None
+        return int(quota_us) / int(period_us)
+
+    def _memory(self) -> int | None:
+        """Return what is in use, less file pages that the kernel could take back at once."""
+        used = self._read("", "memory.current") or self._read("memory", "memory.usage_in_bytes")
+        if used is None:
+            return None
+        text = self._read("", "memory.stat") or self._read("memory", "memory.stat") or ""
+        spare = dict(line.split(" ", 1) for line in text.splitlines())
+        return max(0, int(used) - int(spare.get("total_inactive_file", spare.get("inactive_file", 0))))
+
+    def _memory_limit(self) -> int | None:
+        text = self._read("", "memory.max") or self._read("memory", "memory.limit_in_bytes")
+        if text is None or text.strip() == "max" or int(text) >= NO_LIMIT_BYTES:
+            return None
+        return int(text)
+
+    def _read(self, controller: str, name: str) -> str | None:
+        """Read a file of the group of a controller; "" is version 2, which has them all."""
+        with contextlib.suppress(OSError, KeyError):
+            return (self._folders[controller] / name).read_text()
+        return None
+
+
+def _own_folders(pid: int, group: str) -> dict[str, Path]:
+    """Find the folders of the device's own groups, by controller."""
+    found: dict[str, Path] = {}
+    with contextlib.suppress(OSError):
+        mounted = _hierarchies()
+        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            for controller in controllers.split(","):
+                folder = mounted.get(controller, Path("/nowhere")) / path.lstrip("/")
+                if group in path and folder.is_dir():
+                    found[controller] = folder
+    return found
+
+
+def _hierarchies() -> dict[str, Path]:
+    """Return where each controller is mounted; "" is version 2."""
+    mounted: dict[str, Path] = {}
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, mount_point, kind, options, *_ = line.split()
+        if kind == "cgroup2":
+            mounted[""] = Path(mount_point)
+        elif kind == "cgroup":
+            mounted |= dict.fromkeys(options.split(","), Path(mount_point))
+    return mounted
+
+
+def _stat_below(pid: int) -> Iterator[list[str]]:
+    """Yield the fields of /proc/<pid>/stat after the name, of a process and all below it."""
+    with contextlib.suppress(OSError):
+        yield Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in _read_numbers(children):
+                yield from _stat_below(child)
+
+
+def _read_numbers(path: Path) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(word) for word in path.read_text().split()]
+    return []
