@@ -18,9 +18,10 @@
       report
 
 Every word is an empty message over the same transport as the strategy's own, but for `done`, which says what became of
-datagrams where there are any. Between the marks lie, apart from the
-strategies' messages, one `start` and one `done` a peer and request, and one `end` a peer: `overhead` counts them in.
-`start` is inside latency_s, `done` is not; rank 0 waits for all of them so that requests do not overlap.
+datagrams where there are any; there `start` travels as a datagram too, so that none begins late because it was lost.
+Between the marks lie, apart from the strategies' messages, one `start` and one `done` a peer and request, and one `end`
+a peer: `overhead` counts them in. `start` is inside latency_s, `done` is not; rank 0 waits for all of them so that
+requests do not overlap.
 
 A RecallError out of any of this leaves the rank where it can go on among other members (`take_part`, `serve_all`): at
 the request that rank 0 had not answered yet, which is then asked again; answers that were written stay.
@@ -212,15 +213,16 @@ class BenchRank(Rank):
     def _ask(self, job: Job, strategy: Strategy, index: int, number: int) -> Answer | None:
         """Go through the model with all ranks; return the answer on rank 0."""
         turn, word = self._turn, Tag(index, 0, "start")
-        if self._rank != 0:
-            self._collectives.broadcast(word, None)
+        is_called = self._rank != 0 and self._await_start(job, word)
         turn.attempts += 1
         turn.asked_s = time.perf_counter() if turn.attempts == 1 else turn.asked_s
         with self._timeline.span("input"):
             if self._rank == 0:
-                self._collectives.broadcast(word, b"")
+                self._start(job, word)
             inputs = self._inputs(job, index, number)
         logits_BC = strategy.forward(Request(index, inputs, job.bands[self._rank].start))
+        if is_called:
+            self._collectives.broadcast(word, None)
         if logits_BC is None:
             return None
         latency_s, members = time.perf_counter() - turn.asked_s, self._epoch.members
@@ -233,6 +235,20 @@ class BenchRank(Rank):
             left_out=tuple(members[rank] for rank in sorted(self._control.gone)),
             attempts=turn.attempts,
         )
+
+    def _start(self, job: Job, word: Tag) -> None:
+        """Tell all peers to begin, and where rows may be lost not by a message alone, which waits if it is lost."""
+        if job.called:
+            self._collectives.call(word, job.called)
+        else:
+            self._collectives.broadcast(word, b"")
+
+    def _await_start(self, job: Job, word: Tag) -> bool:
+        """Wait for rank 0's `start`; say whether its message is still to come."""
+        if job.called:
+            return self._collectives.await_call(word)
+        self._collectives.broadcast(word, None)
+        return False
 
     def _take_in_who_waits(self) -> None:
         """Between two requests, meet again on rank 0's word if somebody is back."""

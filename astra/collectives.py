@@ -7,16 +7,22 @@ to send that were declared lost (see `control`) is left out; everywhere else it 
 
 import hashlib
 import struct
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from astra.errors import PeerTimeoutError
 from astra.transport import PeerGoneError, Tag, Transport, Watch
 from astra.transport.datagram import DatagramPort
+from astra.transport.watch import Waiting
 
 __all__ = ["Collectives", "PendingGather", "RowCount"]
 
 Payload = bytes | bytearray | memoryview
 
 DIGESTS = 2**64
+
+LOOK_FOR_MESSAGE_S = 0.01
+"""How often a rank that waits for a datagram looks for the message that stands in for it."""
 
 
 class PendingGather:
@@ -157,6 +163,36 @@ class Collectives:
         for peer in self.in_turn(self.peers):
             self.transport.send(peer, tag, payload)
         return memoryview(payload)
+
+    def call(self, tag: Tag, copies: int) -> None:
+        """Tell all peers that a request has begun: by `copies` datagrams, and by a message in case those are lost."""
+        assert self.datagrams is not None, "see `await_call`"
+        for _ in range(copies):
+            for peer in self.in_turn(set(self.peers) - self.watch.gone):
+                self.datagrams.call(peer, tag.request)
+        self.broadcast(tag, b"", self.rank)
+
+    def await_call(self, tag: Tag, root: int = 0) -> bool:
+        """Wait for the root's `call`; whether it came as a datagram, so that its message is still to be received.
+
+        Raises:
+            PeerTimeoutError: Neither came.
+        """
+        assert self.datagrams is not None, "calls are for ranks with ports"
+        since_s = time.monotonic()
+        while time.monotonic() - since_s < self.timeout_s:
+            self.watch.waiting = Waiting((root,), tag, since_s)
+            try:
+                if self.datagrams.await_call(root, tag.request, LOOK_FOR_MESSAGE_S):
+                    return True
+                self.transport.receive(root, tag, 0.0)
+                return False
+            except PeerTimeoutError:
+                continue
+            finally:
+                self.watch.waiting = None
+        self.transport.receive(root, tag, 0.0)
+        return False
 
     def scatter(
         self, tag: Tag, payloads: Sequence[Payload] | Mapping[int, Payload] | None, root: int = 0

@@ -34,6 +34,17 @@ class _Memory:
     known_R: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
 
 
+@dataclass
+class _Waits:
+    """What one rank's waiting has taught it of its peers."""
+
+    patience: Patience
+    left_s: dict[tuple[int, int], float] = field(default_factory=dict)
+    """When this rank's own rows of a request and layer left."""
+    given_up: set[tuple[int, int, int]] = field(default_factory=set)
+    """Requests, layers and peers that were waited for in vain."""
+
+
 class DatagramExchange:
     """Rows as datagrams; what does not come in time is absent."""
 
@@ -52,10 +63,21 @@ class DatagramExchange:
         self._codec = codec
         self._ways = ways
         self._carry_over = carry_over
-        self._patience = Patience(config)
+        self._waits = _Waits(Patience(config))
         self._memory = _Memory()
-        self._left_s: dict[tuple[int, int], float] = {}
-        self._given_up: set[tuple[int, int, int]] = set()
+
+    def to_first(self, codec: RowCodec) -> "DatagramExchange":
+        """Make one for a row of every rank to rank 0, in layers of its own; it knows peers as this one does."""
+        config = self._config.model_copy(update={"on_missing": "mask"})  # no layer before has such a row
+        beside = DatagramExchange(
+            config,
+            self._collectives,
+            codec,
+            Ways.to_first(self._collectives.rank, self._collectives.world_size),
+            self._carry_over,
+        )
+        beside._waits = self._waits
+        return beside
 
     def start(self, tag: Tag, rows_RV: Tensor) -> "_PendingDatagrams":
         """Send the parts of all peers in turn, and then as often again as there are copies."""
@@ -69,9 +91,9 @@ class DatagramExchange:
                     for peer in self._collectives.in_turn(set(self._ways.to) - self._collectives.watch.gone):
                         self._port.send(peer, label, piece)
         if tag.layer == 0:
-            self._left_s.clear()
-            self._given_up.clear()
-        self._left_s[tag.request, tag.layer] = time.monotonic()
+            self._waits.left_s.clear()
+            self._waits.given_up.clear()
+        self._waits.left_s[tag.request, tag.layer] = time.monotonic()
         return _PendingDatagrams(self, tag, rows_RV.shape[1])
 
     def receive(self, tag: Tag, values: int) -> Rows:
@@ -115,12 +137,12 @@ class DatagramExchange:
 
     def _gather(self, tag: Tag, assemblies: dict[int, Assembly]) -> None:
         """Collect datagrams until every message is complete or has been waited for long enough."""
-        left_s = self._left_s[tag.request, tag.layer]
+        left_s = self._waits.left_s[tag.request, tag.layer]
         self._collectives.watch.check(())
         while True:
             gone = self._collectives.watch.gone
             waited_for = [peer for peer, each in assemblies.items() if not each.is_complete and peer not in gone]
-            limits_s = [self._patience.limit_s(peer, tag.layer) for peer in waited_for]
+            limits_s = [self._waits.patience.limit_s(peer, tag.layer) for peer in waited_for]
             rest_s = max(limits_s, default=0.0) - (time.monotonic() - left_s)
             arrived = self._port.collect(rest_s if waited_for else 0.0)
             for datagram in arrived:
@@ -131,18 +153,18 @@ class DatagramExchange:
                 break
         for peer, assembly in assemblies.items():
             if not assembly.is_complete:
-                self._given_up.add((tag.request, tag.layer, peer))
+                self._waits.given_up.add((tag.request, tag.layer, peer))
             elif assembly.arrived_s is not None:
-                self._patience.note(peer, tag.layer, assembly.arrived_s - left_s)
+                self._waits.patience.note(peer, tag.layer, assembly.arrived_s - left_s)
 
     def _note_late(self) -> None:
         """Let patience know of what came after it had ended, so that it grows where peers are slower than they were."""
         while self._port.late:
             late = self._port.late.popleft()
             key = (late.label.request, late.label.layer)
-            if (*key, late.sender) in self._given_up:
-                self._given_up.discard((*key, late.sender))
-                self._patience.note(late.sender, late.label.layer, late.arrived_s - self._left_s[key])
+            if (*key, late.sender) in self._waits.given_up:
+                self._waits.given_up.discard((*key, late.sender))
+                self._waits.patience.note(late.sender, late.label.layer, late.arrived_s - self._waits.left_s[key])
 
     def _fill(self, tag: Tag, rows_RV: Tensor, missing_R: Tensor) -> Tensor:
         """Put rows of the layer before where some are missing; return which are still absent."""

@@ -23,7 +23,7 @@ from astra.traffic import PlannedMessage, all_to_all
 from astra.transport import Tag
 from astra.transport_config import DatagramConfig, ReliableConfig
 
-__all__ = ["PendingRows", "RowExchange", "open_exchange", "plan_rows"]
+__all__ = ["PendingRows", "RowExchange", "open_exchange", "plan_rows", "plan_to_first"]
 
 
 class PendingRows(Protocol):
@@ -38,6 +38,9 @@ class RowExchange(Protocol):
 
     def start(self, tag: Tag, rows_RV: Tensor) -> PendingRows:
         """Send this rank's rows of a layer to all that look at them, and do not wait for theirs."""
+
+    def to_first(self, codec: RowCodec) -> "RowExchange":
+        """Make one that travels alike, for one row of every rank to rank 0."""
 
 
 def open_exchange(
@@ -69,14 +72,32 @@ def plan_rows(
     """Return the messages of `rounds` layers in which ranks send `counts` rows of `values` values. Pure."""
     if isinstance(config, ReliableConfig):
         return all_to_all([codec.size(count, values) for count in counts], count=rounds, causal=causal)
-    planned = []
-    for message in all_to_all(list(counts), count=rounds * config.copies, causal=causal):
-        sizes = [part.num_bytes for part in cut_rows(counts[message.source], lambda n: codec.size(n, values))]
-        sizes += [max(sizes)] if config.parity and sizes else []
-        planned += [
-            PlannedMessage(message.source, message.destination, size, message.count, is_datagram=True) for size in sizes
-        ]
-    return planned
+    rows = all_to_all(list(counts), count=rounds, causal=causal)
+    return [
+        datagram
+        for message in rows
+        for datagram in _as_datagrams(config, codec, message.payload_bytes, values, message)
+    ]
+
+
+def plan_to_first(
+    config: ReliableConfig | DatagramConfig, codec: RowCodec, values: int, world_size: int
+) -> list[PlannedMessage]:
+    """Return the messages in which all ranks send rank 0 one row of `values` values. Pure."""
+    messages = [PlannedMessage(rank, 0, codec.size(1, values)) for rank in range(1, world_size)]
+    if isinstance(config, ReliableConfig):
+        return messages
+    return [datagram for message in messages for datagram in _as_datagrams(config, codec, 1, values, message)]
+
+
+def _as_datagrams(
+    config: DatagramConfig, codec: RowCodec, num_rows: int, values: int, message: PlannedMessage
+) -> list[PlannedMessage]:
+    """Return the datagrams that rows travel as on a message's way, as often as that is sent."""
+    sizes = [part.num_bytes for part in cut_rows(num_rows, lambda n: codec.size(n, values))]
+    sizes += [max(sizes)] if config.parity and sizes else []
+    count = message.count * config.copies
+    return [PlannedMessage(message.source, message.destination, size, count, is_datagram=True) for size in sizes]
 
 
 class _ReliableExchange:
@@ -93,6 +114,11 @@ class _ReliableExchange:
         to, of = self._ways.to, self._ways.of
         pending = self._collectives.start_exchange(tag, payload, to=to, of=of, forgiving=True)
         return _PendingMessages(pending, self._codec, self._ways, rows_RV.shape[1])
+
+    def to_first(self, codec: RowCodec) -> "_ReliableExchange":
+        """Make one for a row of every rank to rank 0."""
+        ways = Ways.to_first(self._collectives.rank, self._collectives.world_size)
+        return _ReliableExchange(self._collectives, codec, ways)
 
 
 @dataclass(frozen=True)

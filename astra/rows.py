@@ -93,3 +93,9 @@ class Ways:
     """Rows of every rank."""
     to: Sequence[int]
     of: Sequence[int]
+
+    @classmethod
+    def to_first(cls, rank: int, world_size: int) -> "Ways":
+        """One row of every rank to rank 0."""
+        peers = range(1, world_size)
+        return cls([1] * world_size, () if rank == 0 else (0,), peers if rank == 0 else ())

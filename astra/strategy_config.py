@@ -26,6 +26,7 @@ __all__ = [
     "StrategySection",
     "TensorConfig",
     "WireName",
+    "copies_of",
     "uses_datagrams",
 ]
 
@@ -210,4 +211,11 @@ AnyStrategy = (
 
 def uses_datagrams(strategy: AnyStrategy) -> bool:
     """Say whether a strategy needs a port for datagrams."""
-    return isinstance(strategy, PrismConfig | AstraConfig) and isinstance(strategy.transport, DatagramConfig)
+    return copies_of(strategy) > 0
+
+
+def copies_of(strategy: AnyStrategy) -> int:
+    """Return how often a strategy sends each datagram; 0 if it sends none."""
+    if isinstance(strategy, PrismConfig | AstraConfig) and isinstance(strategy.transport, DatagramConfig):
+        return strategy.transport.copies
+    return 0

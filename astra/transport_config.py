@@ -7,10 +7,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from astra import faults
 from astra.section import Section, named
 
-__all__ = ["DEFAULT_SLACK_MS", "DatagramConfig", "ReliableConfig", "TransportConfig"]
+__all__ = ["MOST_SLACK_MS", "DatagramConfig", "ReliableConfig", "TransportConfig"]
 
-DEFAULT_SLACK_MS = 20.0
-"""Some four times what four devices of 0.4 CPU differ by from layer to layer on two cores."""
+MOST_SLACK_MS = 20.0
+"""Slack where none is given and nothing is known yet: four times what four devices of 0.4 CPU differ by from layer to
+layer on two cores."""
 
 
 class ReliableConfig(Section):
@@ -32,7 +33,8 @@ class DatagramConfig(Section):
     """Longest wait for peers' rows in layer 0 after this rank's own have left, a tenth more in each further layer; None
     to take it from earlier arrivals."""
     slack_ms: float | None = Field(default=None, ge=0)
-    """How much later than usual rows may be in layer 0, where `deadline_ms` is None; grows like it; None for 20."""
+    """How much later than usual rows may be in layer 0, where `deadline_ms` is None; grows like it; None to take it
+    from how much earlier arrivals differ, at most 20."""
     on_missing: Literal["mask", "stale"] = "mask"
     """Leave what is missing out of attention, or take it from the layer before; what that lacks too is left out."""
     copies: int = Field(default=1, ge=1, le=8)
@@ -47,11 +49,6 @@ class DatagramConfig(Section):
                 "given either deadline_ms or slack_ms", "slack is added to a deadline that is measured"
             )
         return self
-
-    @property
-    def slack_s(self) -> float:
-        """Seconds that rows may be later than usual."""
-        return (DEFAULT_SLACK_MS if self.slack_ms is None else self.slack_ms) / 1000
 
     @property
     def settings(self) -> str:

@@ -14,7 +14,8 @@ layer" is read as: after the last block, before the final norm; all copies count
 in one vector that is cut into G groups, so that a code costs the same number of bits at either site.
 
 Traffic of one layer: from each rank T/N · G · log2 K bits to N − 1 peers (to the later ones if causal); after the last,
-one class copy from every peer to rank 0, or the row that the head reads in a causal model.
+one class copy from every peer to rank 0, or the row that the head reads in a causal model. Class copies travel like
+codes: with `transport: datagram` the mean is of those that came.
 """
 
 from collections.abc import Sequence
@@ -26,16 +27,15 @@ from astra.attention import attend, hide_absent, merge_heads, positions_of, prep
 from astra.codebook import CodebookSpec, GroupedCodebook, KeyValueCodewords, KeyValueTable, load_codebooks, translation
 from astra.config import AstraConfig
 from astra.errors import ConfigError
-from astra.exchange import open_exchange, plan_rows
+from astra.exchange import open_exchange, plan_rows, plan_to_first
 from astra.models import Block, ModelShape
 from astra.partition import split
-from astra.rows import CodeRows, Rows
+from astra.rows import CodeRows, Rows, ValueRows
 from astra.slices import answer_rank, bring_answer, plan_answer
 from astra.strategies.protocol import RankContext, Request
 from astra.traffic import PlannedMessage
 from astra.transport import Tag
 from astra.transport_config import DatagramConfig, ReliableConfig
-from astra.wire import decode, encode, encoded_size
 
 __all__ = ["AstraStrategy"]
 
@@ -71,6 +71,7 @@ class AstraStrategy:
             causal=shape.causal,
             carry_over=self._translate,
         )
+        self._class_copies = self._exchange.to_first(_class_rows(shape))
         self._translations = _translations(self._codebooks, config.transport)
         own, looked_at = context.ranges[context.collectives.rank], context.collectives.looked_at(shape.causal)
         self._own_positions = positions_of([own])
@@ -135,8 +136,7 @@ class AstraStrategy:
         )
         if shape.causal:
             return codes + plan_answer(shape, answer_rank(shape, len(ranges)))
-        class_bytes = encoded_size("fp32", shape.num_class_tokens, shape.width)
-        return codes + [PlannedMessage(rank, 0, class_bytes) for rank in range(1, len(ranges))]
+        return codes + plan_to_first(config.transport, _class_rows(shape), shape.width, len(ranges))
 
     def _encode(self, layer: int, rows_BTE: Tensor) -> Tensor:
         """Quantise the content rows, for those that look at them; the class copy stays here.
@@ -164,21 +164,25 @@ class AstraStrategy:
         return self._translations[layer].gather(0, codes_RG).view_as(codes_RV)
 
     def _bring_answer(self, request: Request, row_BD: Tensor) -> Tensor | None:
-        """Return on rank 0 the mean of the class copies of all that are not gone, or the last token's row if causal;
-        None elsewhere.
-        """
+        """Return on rank 0 the mean of the class copies that came, or, if causal, the last token's row; else None."""
         rank, shape = self._collectives.rank, self._model.shape
         if shape.causal:
             owner = answer_rank(shape, self._collectives.world_size)
             with self._timeline.span("send" if rank == owner else "wait"):
                 return bring_answer(self._collectives, Tag(request.index, shape.num_layers, "answer"), row_BD, owner)
-        with self._timeline.span("wait" if rank == 0 else "send"):
-            tag = Tag(request.index, shape.num_layers, "class")
-            payloads = self._collectives.gather(tag, encode(row_BD, "fp32"), forgiving=True)
-        if payloads is None:
+        with self._timeline.span("send"):
+            pending = self._class_copies.start(Tag(request.index, shape.num_layers, "class"), row_BD.reshape(1, -1))
+        if rank != 0:
             return None
-        copies = [decode(payload, "fp32", *row_BD.shape) for payload in payloads.values()]
-        return torch.stack([row_BD, *copies]).mean(dim=0)
+        with self._timeline.span("wait"):
+            rows = pending.wait()
+        there = rows.rows_RV if rows.absent_R is None else rows.rows_RV[~rows.absent_R]
+        return torch.cat((row_BD[None], there.view(-1, *row_BD.shape))).mean(dim=0)
+
+
+def _class_rows(shape: ModelShape) -> ValueRows:
+    """How a rank's class copy travels to rank 0."""
+    return ValueRows("fp32", shape.width)
 
 
 def _bits(config: AstraConfig) -> int:

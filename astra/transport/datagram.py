@@ -1,6 +1,7 @@
 """Datagrams between ranks, beside a reliable transport: one UDP socket a rank, nothing acknowledged or sent again.
 
     send ──► UDP ──► the peer's socket buffer ──drain──► by (request, layer) ──collect──► the caller
+                                                 ├─ the word that a request has begun ──await_call──► the caller
                                                  ├─ of a layer that is over: late, counted and kept aside
                                                  ├─ of another run, epoch or address: foreign, counted
                                                  └─ unreadable, or its tag is wrong: malformed, counted
@@ -25,11 +26,13 @@ import msgpack
 from astra.errors import TransportError
 from astra.transport import Tag, Transport
 from astra.transport.datagram_framing import (
+    CALL_LAYER,
     DATAGRAM_HEADER_BYTES,
     KEY_BYTES,
     PIECE_BYTES,
     Datagram,
     Label,
+    call_label,
     decode_datagram,
     encode_header,
     is_sealed,
@@ -101,6 +104,7 @@ class DatagramPort:
         self._now_at = (0, 0)
         self._waiting: dict[tuple[int, int], list[Datagram]] = {}
         self._kept = 0
+        self._called: dict[int, int] = {}
         self._counts = dict.fromkeys(DatagramTraffic.__slots__, 0)
 
     @property
@@ -143,6 +147,22 @@ class DatagramPort:
             if found or remaining_s <= 0:
                 self._kept -= len(found)
                 return found
+            self._poller.poll(remaining_s * 1000)
+
+    def call(self, peer: int, request: int) -> None:
+        """Tell a peer that a request has begun; it may hear of it or not."""
+        self.send(peer, call_label(request), b"")
+
+    def await_call(self, sender: int, request: int, timeout_s: float) -> bool:
+        """Wait for a peer's word that a request has begun, or rows that it sends in it; say whether any has come."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            self._drain()
+            if self._called.get(sender, -1) >= request or self._has_rows(sender, request):
+                return True
+            remaining_s = deadline_s - time.monotonic()
+            if remaining_s <= 0:
+                return False
             self._poller.poll(remaining_s * 1000)
 
     def reject(self, datagram: Datagram) -> None:
@@ -189,12 +209,20 @@ class DatagramPort:
             self._note("malformed", f"{address} sent a datagram as rank {datagram.sender} without the run's key")
             return
         self._counts["received"] += 1
-        if key < self._now_at:
+        if datagram.label.layer == CALL_LAYER:
+            self._called[datagram.sender] = max(datagram.label.request, self._called.get(datagram.sender, -1))
+        elif key < self._now_at:
             self._counts["late"] += 1
             self.late.append(datagram)
         else:
             self._kept += 1
             self._waiting.setdefault(key, []).append(datagram)
+
+    def _has_rows(self, sender: int, request: int) -> bool:
+        return any(
+            key[0] == request and any(datagram.sender == sender for datagram in waiting)
+            for key, waiting in self._waiting.items()
+        )
 
     def _note(self, counter: str, what: str) -> None:
         if self._counts[counter] == 0:

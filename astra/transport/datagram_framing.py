@@ -23,12 +23,14 @@ from typing import NamedTuple
 from astra.errors import TransportError
 
 __all__ = [
+    "CALL_LAYER",
     "DATAGRAM_HEADER_BYTES",
     "KEY_BYTES",
     "MAX_ROWS",
     "PIECE_BYTES",
     "Datagram",
     "Label",
+    "call_label",
     "decode_datagram",
     "encode_header",
     "is_sealed",
@@ -46,6 +48,9 @@ DATAGRAM_HEADER_BYTES = _HEADER.size + _TAG_BYTES
 
 KEY_BYTES = 32
 """Of a run's key."""
+
+CALL_LAYER = 0xFFFF
+"""Layer of a datagram that holds no rows, but says that its request has begun."""
 
 MAX_ROWS = 0xFFFF
 """Most rows, and most datagrams, of a message."""
@@ -72,6 +77,11 @@ class Label(NamedTuple):
     def is_parity(self) -> bool:
         """Whether the piece is the parity of all others."""
         return self.number == self.parts
+
+
+def call_label(request: int) -> Label:
+    """Return the label of the word that a request has begun."""
+    return Label(request, CALL_LAYER, 0, 1, 0, 1, 1)
 
 
 class Datagram(NamedTuple):

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from datagram_worlds import ports
 from transport_worlds import CONNECTORS, in_threads
 
 from astra.collectives import Collectives
 from astra.errors import PeerTimeoutError
-from astra.transport import Tag
+from astra.transport import Tag, inproc
 from astra.transport.framed import FramedTransport
 
 PATIENCE_S = 10.0
@@ -127,3 +128,25 @@ def test_collectives_alone_move_nothing(connect: Connect) -> None:
     assert alone.broadcast(TAG, b"x") == b"x"
     assert alone.scatter(TAG, [b"x"]) == b"x"
     assert alone.transport.traffic.messages_sent == 0
+
+
+@pytest.mark.parametrize(
+    ("lost", "as_datagram"), [(0, True), (1, True), (2, False)], ids=["nothing lost", "one copy lost", "both lost"]
+)
+def test_call_comes_as_a_datagram_or_else_as_a_message(lost: int, as_datagram: bool) -> None:
+    transports = inproc.connect(2)
+    with ports(2, lambda position, receiver, datagram: position < lost) as (opened, _):
+        first, second = (Collectives(*each) for each in zip(transports, [PATIENCE_S] * 2, opened, strict=True))
+        for request in range(1, 3):
+            tag = Tag(request, 0, "start")
+            first.call(tag, copies=2)
+            assert second.await_call(tag) is (as_datagram or request == 2)
+            if as_datagram or request == 2:
+                assert second.broadcast(tag, None) == b"", "the message comes all the same"
+
+
+def test_call_that_never_comes_names_who_was_waited_for() -> None:
+    with ports(2) as (opened, _):
+        second = Collectives(inproc.connect(2)[1], SHORT_S, opened[1])
+        with pytest.raises(PeerTimeoutError, match=r"rank 1 waited .* for rank 0: request 1, layer 0, phase 'start'"):
+            second.await_call(Tag(1, 0, "start"))

@@ -18,7 +18,16 @@ from astra.cache import KeyValueCache
 from astra.codebook import GroupedCodebook, save_codebooks, translation
 from astra.config import AstraConfig, PrismConfig
 from astra.models import ModelAdapter
-from astra.patience import FIRST_LIMIT_S, GROWTH, REMEMBERED, Patience
+from astra.patience import (
+    FEWEST_OFFSETS,
+    FIRST_LIMIT_S,
+    GROWTH,
+    LEAST_SLACK_S,
+    MOST_SLACK_S,
+    REMEMBERED,
+    SPREADS,
+    Patience,
+)
 from astra.segments import segment_means
 from astra.strategies import predict_messages
 from astra.traffic import bytes_of
@@ -67,6 +76,11 @@ def everything(position: int, receiver: int, datagram: Datagram) -> bool:
     return True
 
 
+def but_in_layer(kept: int) -> Loses:
+    """Lose everything but what belongs to a layer."""
+    return lambda _, receiver, datagram: datagram.label.layer != kept
+
+
 def first_copy(position: int, receiver: int, datagram: Datagram) -> bool:
     """Lose every other packet of a link on which copies follow one another."""
     return position % 2 == 0
@@ -113,10 +127,27 @@ def alone(model: ModelAdapter, inputs: Tensor, tokens: range, class_token: bool)
 @torch.inference_mode()
 def test_astra_without_any_code_attends_to_own_tokens_only(model: ModelAdapter, tmp_path: Path) -> None:
     folder, inputs = codebook_folder(tmp_path / "books", model, 2), inputs_for(model)
-    served = serve(model, astra(BRIEF), [1.0, 1.0, 1.0], inputs, codebooks=folder, loses=everything)
-    assert served.missing == served.expected
+    class_layer = but_in_layer(len(model.blocks))
+    served = serve(model, astra(BRIEF), [1.0, 1.0, 1.0], inputs, codebooks=folder, loses=class_layer)
+    assert served.missing == served.expected - 2  # rank 0 had both class copies
     tokens = [range(9), range(9, 17), range(17, 25)]
     copies = [alone(model, inputs, each, class_token=True) for each in tokens]
+    assert relative_error(served.logits[0], model.head(torch.stack(copies).mean(dim=0))) < EXACT
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("lost", [(1,), (1, 2)], ids=["one", "all"])
+def test_astra_answers_by_the_class_copies_that_came(
+    model: ModelAdapter, tmp_path: Path, lost: tuple[int, ...]
+) -> None:
+    folder, inputs = codebook_folder(tmp_path / "books", model, 2), inputs_for(model)
+
+    def loses(_: int, receiver: int, datagram: Datagram) -> bool:
+        return datagram.label.layer < len(model.blocks) or datagram.sender in lost
+
+    served = serve(model, astra(BRIEF), [1.0, 1.0, 1.0], inputs, codebooks=folder, loses=loses)
+    tokens = {0: range(9), 1: range(9, 17), 2: range(17, 25)}
+    copies = [alone(model, inputs, each, class_token=True) for rank, each in tokens.items() if rank not in lost]
     assert relative_error(served.logits[0], model.head(torch.stack(copies).mean(dim=0))) < EXACT
 
 
@@ -285,7 +316,7 @@ def test_latency_is_bounded_by_the_deadline(model: ModelAdapter, tmp_path: Path)
     began_s = time.monotonic()
     served = serve(model, astra(BRIEF), [1.0, 1.0], inputs, codebooks=folder, requests=requests, loses=everything)
     elapsed_s = time.monotonic() - began_s
-    waits_s = requests * sum(0.06 * (1 + GROWTH * layer) for layer in range(layers))
+    waits_s = requests * sum(0.06 * (1 + GROWTH * layer) for layer in range(layers + 1))
     assert waits_s < elapsed_s < waits_s + 3 * computing_s + 1.0
     assert len(served.logits) == requests
 
@@ -307,6 +338,31 @@ def test_patience_is_the_usual_offset_of_a_peer_and_slack() -> None:
     assert patience.limit_s(1, 0) == FIRST_LIMIT_S, "layer 0 waits for the request to begin"
     patience.note(1, 0, 0.3)
     assert patience.limit_s(1, 0) == pytest.approx(0.31)
+
+
+def test_slack_that_is_not_given_is_a_multiple_of_the_usual_spread() -> None:
+    patience = Patience(DatagramConfig())
+    offsets_s = [0.010, 0.011, 0.012] * 4
+    for offset_s in offsets_s[: FEWEST_OFFSETS - 1]:
+        patience.note(1, 1, offset_s)
+        assert patience.limit_s(1, 1) > MOST_SLACK_S, "little is known yet"
+    for offset_s in offsets_s:
+        patience.note(1, 1, offset_s)
+    even = patience.limit_s(1, 1)
+    assert even == pytest.approx(0.011 + SPREADS * 0.002 * (1 + GROWTH), abs=1e-3)
+    for _ in range(REMEMBERED // 5):
+        patience.note(1, 1, 0.05)
+    assert patience.limit_s(1, 1) < even + 0.005, "a fifth that waited for what was lost changes little"
+    for offset_s in [0.010, 0.050] * REMEMBERED:
+        patience.note(1, 1, offset_s)
+    assert patience.limit_s(1, 1) == pytest.approx(0.03 + MOST_SLACK_S * (1 + GROWTH)), "it is bounded"
+
+
+def test_peers_in_step_are_given_what_a_scheduler_may_take() -> None:
+    patience = Patience(DatagramConfig())
+    for _ in range(FEWEST_OFFSETS):
+        patience.note(1, 1, 0.010)
+    assert patience.limit_s(1, 1) == pytest.approx(0.010 + LEAST_SLACK_S * (1 + GROWTH))
 
 
 def test_patience_with_a_peer_that_is_ahead_is_slack_alone() -> None:

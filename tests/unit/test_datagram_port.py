@@ -47,6 +47,26 @@ def test_port_delivers_with_the_time_of_arrival() -> None:
         assert (first.traffic.sent, second.traffic.received) == (1, 1)
 
 
+def test_port_hears_that_a_request_has_begun() -> None:
+    with ports(2) as ((first, second), _):
+        assert not second.await_call(0, 3, BRIEF_S)
+        first.call(1, 3)
+        assert second.await_call(0, 3, PATIENCE_S)
+        assert second.await_call(0, 2, 0.0), "an earlier one has then begun too"
+        assert not second.await_call(0, 4, BRIEF_S)
+        assert (first.traffic.sent, second.traffic.received, second.traffic.late) == (1, 1, 0)
+
+
+def test_rows_of_a_request_say_that_it_has_begun() -> None:
+    with ports(3) as ((first, second, third), _):
+        third.send(1, LABEL, b"codes")
+        assert not second.await_call(0, LABEL.request, BRIEF_S), "they are another rank's"
+        first.send(1, LABEL, b"codes")
+        assert second.await_call(0, LABEL.request, PATIENCE_S)
+        second.begin(LABEL.request, LABEL.layer)
+        assert len(second.collect(PATIENCE_S)) == 2, "they are still there"
+
+
 def test_port_hands_out_each_datagram_once() -> None:
     with ports(2) as ((first, second), _):
         second.begin(2, 1)
