@@ -16,13 +16,14 @@ from testbed.runtimes.container import image_name
 from testbed.runtimes.engine import inspect_engine
 from testbed.shaper.features import FEATURES, PROGRAMS, STAND_INS, missing_features, missing_programs
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "examine", "shortcomings"]
 
 MIN_KERNEL = (4, 18)
 """Of Debian 10 and RHEL 8; nothing older has been tried."""
 MIN_MEMORY_MB = 4000
 MIN_ENGINE = 20
 MIN_COMPOSE = 2
+DELAY_FINDINGS = frozenset(f"kernel {name}" for name in STAND_INS)
 TRIAL_CPUS = 0.5
 TRIAL_MEMORY_MB = 100
 
@@ -50,6 +51,20 @@ def examine() -> list[Finding]:
         _machine(os.cpu_count() or 1, _memory_mb()),
         *_containers(Path("/dev/nvidiactl").exists()),
     ]
+
+
+def shortcomings(need: str) -> list[Finding]:
+    """Try what `need` takes (a runtime, netns or docker, or CPU and memory `limits` in netns); return what is missing.
+
+    Delays are left out: few scenarios have them, and a run that needs what the kernel lacks says so.
+    """
+    if need == "limits":
+        found = [_groups()]
+    elif need == "docker":
+        found = [each for each in _containers(has_gpu=False) if each.name != "docker compose"]
+    else:
+        found = [_privileges(), *_programs(), *(each for each in _features() if each.name not in DELAY_FINDINGS)]
+    return [finding for finding in found if not finding.ok]
 
 
 def _kernel(release: str) -> Finding:
