@@ -172,18 +172,15 @@ class NetnsRuntime:
         switch, namespace, port = self._namespace("sw"), self._namespace(device), f"p{rank}"
         _ip("netns", "add", namespace)
         self._disable_ipv6(namespace)
-        link = ["link", "add", port, "type", "veth", "peer", "name", INTERFACE, "address", _mac(rank)]
-        _ip("-n", switch, *link, "netns", namespace)
-        _ip("-n", switch, "link", "set", port, "master", "br0", "up")
-        _ip("-n", namespace, "link", "set", "lo", "up")
-        _ip("-n", namespace, "address", "add", f"{SUBNET}.{rank + 1}/24", "dev", INTERFACE)
-        _ip("-n", namespace, "link", "set", INTERFACE, "up")
-        for peer in range(len(devices)):
-            if peer != rank:
-                # fmt: off
-                _ip("-n", namespace, "neighbour", "replace", f"{SUBNET}.{peer + 1}", "lladdr", _mac(peer),
-                    "dev", INTERFACE, "nud", "permanent")
-                # fmt: on
+        link = f"link add {port} type veth peer name {INTERFACE} address {_mac(rank)} netns {namespace}"
+        _ip_batch(switch, [link, f"link set {port} master br0 up"])
+        neighbours = (
+            f"neighbour replace {SUBNET}.{peer + 1} lladdr {_mac(peer)} dev {INTERFACE} nud permanent"
+            for peer in range(len(devices))
+            if peer != rank
+        )
+        address = f"address add {SUBNET}.{rank + 1}/24 dev {INTERFACE}"
+        _ip_batch(namespace, ["link set lo up", address, f"link set {INTERFACE} up", *neighbours])
 
     @staticmethod
     def _disable_ipv6(namespace: str) -> None:
@@ -286,8 +283,13 @@ def _mac(rank: int) -> str:
     return f"02:00:0a:4d:00:{rank + 1:02x}"
 
 
-def _ip(*arguments: str) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+def _ip_batch(namespace: str, commands: Sequence[str]) -> None:
+    """Carry out commands of `ip` in a namespace, in one run of it: many devices have very many neighbours."""
+    _ip("-n", namespace, "-batch", "-", text="\n".join(commands) + "\n")
+
+
+def _ip(*arguments: str, text: str = "") -> None:
+    done = subprocess.run(["ip", *arguments], input=text, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeFailureError(
             f"ip {' '.join(arguments)}: must succeed, got status {done.returncode}: {done.stderr.strip()}"
