@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from testbed.device_action import DeviceAction
 from testbed.errors import TestbedError
-from testbed.event_schema import DeviceAction
 from testbed.schedule import DeviceEvent
 
 __all__ = ["DeviceClock", "Done", "Due", "Trouble"]

@@ -11,10 +11,10 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 
+from testbed.device_action import DEVICE_ACTIONS
 from testbed.device_clock import DeviceClock, Done, Due, Trouble
 from testbed.errors import DeviceError
 from testbed.event_row import event_row
-from testbed.event_schema import DEVICE_ACTIONS
 from testbed.known_device import KnownDevice
 from testbed.links import rules_for
 from testbed.mailbox import Mailbox

@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
+from testbed.device_action import DeviceAction
 from testbed.errors import TestbedError
 from testbed.event_row import Row, event_row
-from testbed.event_schema import DeviceAction
 from testbed.links import DeviceRules, LinkRule
 from testbed.schedule import Moment, Schedule, timeline
 from testbed.shaper import PreparedChange, Shaper

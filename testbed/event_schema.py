@@ -1,21 +1,20 @@
 """The `events` block of a scenario: what happens to links and devices while the program runs."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic_core import InitErrorDetails
 
 from testbed.block import OMITTABLE, Block, Rule
+from testbed.device_action import DEVICE_ACTIONS
 from testbed.faults import fault_at, violation
 from testbed.fields import DeviceName, Text
 from testbed.link_schema import LinkChanges, LinkSelector
 from testbed.traces import LEAST_RATE_BPS, Course, TraceError, read
 
-__all__ = ["DEVICE_ACTIONS", "DeviceAction", "Event", "Trace"]
+__all__ = ["Event", "Trace"]
 
-DeviceAction = Literal["pause", "resume", "kill", "restart"]
-DEVICE_ACTIONS: Final[tuple[DeviceAction, ...]] = get_args(DeviceAction)
 DEVICE_RULE = "pause, resume, kill or restart"
 LINK_ACTIONS = ("partition", "heal", "flap")
 FLAP_KEYS = ("down_s", "up_s", "times")

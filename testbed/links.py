@@ -8,9 +8,12 @@ the kernel and does not read files.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from testbed.loss import NO_LOSS, Loss
-from testbed.scenario import LinkSettings, Scenario, device_names
+
+if TYPE_CHECKING:  # agents get rules and never read a scenario, whose schema is slow to import
+    from testbed.scenario import LinkSettings, Scenario
 
 __all__ = ["DeviceRules", "LinkRule", "rules_for"]
 
@@ -51,12 +54,14 @@ class DeviceRules:
         return replace(self, rules=tuple(replace(rule, loss=NO_LOSS, reorder=0.0) for rule in self.rules))
 
 
-def rules_for(scenario: Scenario, destination: str, addresses: Mapping[str, str]) -> DeviceRules:
+def rules_for(scenario: "Scenario", destination: str, addresses: Mapping[str, str]) -> DeviceRules:
     """Return what the device `destination` shapes: one rule for every other device, in order of their names.
 
     `addresses` maps every device of the scenario to its IPv4 address on the data network. Raises KeyError if
     `destination` is not a device of the scenario or an address is missing.
     """
+    from testbed.scenario import device_names
+
     names = device_names(scenario.devices.count)
     if destination not in names:
         raise KeyError(destination)
@@ -73,7 +78,7 @@ def rules_for(scenario: Scenario, destination: str, addresses: Mapping[str, str]
     )
 
 
-def _rule(settings: LinkSettings, source: str, address: str, seed: int) -> LinkRule:
+def _rule(settings: "LinkSettings", source: str, address: str, seed: int) -> LinkRule:
     """Convert the settings of one link to SI units."""
     return LinkRule(
         source=source,

@@ -1,7 +1,7 @@
 """What a device uses at this moment, read from outside: its control groups, or else the processes below its agent.
 
     agent's process id --> /proc/<pid>/cgroup --> group of the device alone: CPU clock, memory, both limits
-                       └─> /proc/<pid>/task/*/children, where there is no such group or it has no clock
+                       └─> the times of its processes, where there is no such group or it has no clock
 
 Reads files of this machine and nothing else: no agent and no program notices. What cannot be read is None.
 """
@@ -46,7 +46,7 @@ class DeviceMeter:
         """Read what is used now; the first look knows no CPU share yet."""
         spent_s, memory = self._spent_s(), self._memory()
         if spent_s is None or memory is None:
-            processes = list(_stat_below(self._pid))
+            processes = list(self._processes())
             ticks = sum(int(count) for fields in processes for count in fields[_CPU_TICKS])
             spent_s = ticks * TICK_S if spent_s is None and processes else spent_s
             if memory is None and processes:
@@ -57,6 +57,16 @@ class DeviceMeter:
         if before is not None and spent_s is not None and now > before[0]:
             cpus = max(0.0, (spent_s - before[1]) / (now - before[0]))
         return Use(cpus, self._quota(), memory, self._memory_limit())
+
+    def _processes(self) -> Iterator[list[str]]:
+        """Yield the fields of /proc/<pid>/stat of every process of the device."""
+        listed = self._read("", "cgroup.procs") or self._read("cpu", "cgroup.procs")
+        if listed is None:
+            yield from _stat_below(self._pid)
+            return
+        for pid in listed.split():
+            with contextlib.suppress(OSError):
+                yield _stat(int(pid))
 
     def _spent_s(self) -> float | None:
         if (text := self._read("", "cpu.stat")) is not None:
@@ -123,12 +133,17 @@ def _hierarchies() -> dict[str, Path]:
 
 
 def _stat_below(pid: int) -> Iterator[list[str]]:
-    """Yield the fields of /proc/<pid>/stat after the name, of a process and all below it."""
+    """Yield the fields of /proc/<pid>/stat of a process and all below it."""
     with contextlib.suppress(OSError):
-        yield Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        yield _stat(pid)
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             for child in _read_numbers(children):
                 yield from _stat_below(child)
+
+
+def _stat(pid: int) -> list[str]:
+    """Return what follows the name in /proc/<pid>/stat."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _read_numbers(path: Path) -> list[int]:

@@ -11,12 +11,16 @@ import heapq
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from testbed.event_schema import DEVICE_ACTIONS, DeviceAction, Event
+from testbed.device_action import DEVICE_ACTIONS, DeviceAction
 from testbed.links import DeviceRules, LinkRule
 from testbed.loss import Bernoulli, Loss
-from testbed.scenario import LinkSettings, Scenario, device_names
 from testbed.traces import LEAST_RATE_BPS, Course, Step, steps_of
+
+if TYPE_CHECKING:  # agents follow a schedule and never read a scenario, whose schema is slow to import
+    from testbed.event_schema import Event
+    from testbed.scenario import Scenario
 
 __all__ = [
     "Change",
@@ -88,8 +92,12 @@ class Moment:
     action: DeviceAction | None = None
 
 
-def schedule_for(scenario: Scenario, destination: str, actions: Collection[DeviceAction] = DEVICE_ACTIONS) -> Schedule:
+def schedule_for(
+    scenario: "Scenario", destination: str, actions: Collection[DeviceAction] = DEVICE_ACTIONS
+) -> Schedule:
     """Return what happens to links that end at `destination`, and those of `actions` that happen to it itself."""
+    from testbed.scenario import device_names
+
     names = device_names(scenario.devices.count)
     links: list[LinkEvent] = []
     for number, event in enumerate(scenario.events):
@@ -101,7 +109,7 @@ def schedule_for(scenario: Scenario, destination: str, actions: Collection[Devic
     return Schedule(tuple(links), device_events(scenario, destination, actions))
 
 
-def device_events(scenario: Scenario, device: str, actions: Collection[DeviceAction]) -> tuple[DeviceEvent, ...]:
+def device_events(scenario: "Scenario", device: str, actions: Collection[DeviceAction]) -> tuple[DeviceEvent, ...]:
     """Return those of `actions` that happen to a device, in order of time."""
     found = [
         DeviceEvent(number, event.at_s, action)
@@ -226,8 +234,10 @@ def _stream(event: LinkEvent) -> Iterator[_Item]:
             yield _Item(event.at_s + at_s, event.number, event, step)
 
 
-def _link_events(number: int, event: Event, sources: Sequence[str]) -> Iterator[LinkEvent]:
+def _link_events(number: int, event: "Event", sources: Sequence[str]) -> Iterator[LinkEvent]:
     """Convert one event on links to SI units."""
+    from testbed.scenario import LinkSettings
+
     at_s, sources = event.at_s, tuple(sources)
     if event.set is not None:
         asked = event.set.given()

@@ -9,7 +9,7 @@ makes bears the run's id, so that `remove` finds it again after a crash, in anot
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from testbed.event_schema import DeviceAction
+from testbed.device_action import DeviceAction
 from testbed.keys import ControlKeys
 from testbed.runtimes.compose import ComposeRuntime
 from testbed.runtimes.docker import DockerRuntime

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from testbed.device_action import DeviceAction
 from testbed.errors import InputError, UnsupportedError
-from testbed.event_schema import DeviceAction
 from testbed.keys import AGENT_FILE, CONTROLLER_FILE, ControlKeys, make_control_keys
 from testbed.runtimes.container import CONTROL_PORT, KEYS_FOLDER, PROGRAM
 from testbed.runtimes.state import ProcessId, RunState

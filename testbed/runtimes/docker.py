@@ -22,8 +22,8 @@ import docker
 from docker.errors import ImageNotFound
 from docker.types import DeviceRequest, IPAMConfig, IPAMPool
 
+from testbed.device_action import DEVICE_ACTIONS, DeviceAction
 from testbed.errors import RuntimeFailureError, UnsupportedError
-from testbed.event_schema import DEVICE_ACTIONS, DeviceAction
 from testbed.keys import AGENT_FILE, ControlKeys, make_control_keys
 from testbed.runtimes.cgroups import cpu_quota
 from testbed.runtimes.container import (

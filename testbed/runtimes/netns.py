@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from testbed.device_action import DeviceAction
 from testbed.errors import RuntimeFailureError, UnsupportedError
-from testbed.event_schema import DeviceAction
 from testbed.keys import ControlKeys
 from testbed.runtimes.cgroups import DeviceGroups, find_hierarchies
 from testbed.runtimes.state import ProcessId, RunState
