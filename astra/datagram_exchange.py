@@ -136,15 +136,19 @@ class DatagramExchange:
         return labelled
 
     def _gather(self, tag: Tag, assemblies: dict[int, Assembly]) -> None:
-        """Collect datagrams until every message is complete or has been waited for long enough."""
+        """Collect datagrams until every message is complete, will not be, or has been waited for long enough."""
         left_s = self._waits.left_s[tag.request, tag.layer]
         self._collectives.watch.check(())
         while True:
             gone = self._collectives.watch.gone
-            waited_for = [peer for peer, each in assemblies.items() if not each.is_complete and peer not in gone]
+            waited_for = [
+                peer
+                for peer, assembly in assemblies.items()
+                if not (assembly.is_complete or peer in gone or self._port.is_past(peer))
+            ]
             limits_s = [self._waits.patience.limit_s(peer, tag.layer) for peer in waited_for]
             rest_s = max(limits_s, default=0.0) - (time.monotonic() - left_s)
-            arrived = self._port.collect(rest_s if waited_for else 0.0)
+            arrived = self._port.collect(rest_s if waited_for else 0.0, waited_for)
             for datagram in arrived:
                 assembly = assemblies.get(datagram.sender)
                 if assembly is None or not assembly.add(datagram.label, datagram.piece, datagram.arrived_s):

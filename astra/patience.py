@@ -38,8 +38,8 @@ REMEMBERED = 32
 """Offsets that a median is taken of."""
 
 
-SPREADS = 4
-"""Slack is so many times the range of the middle half of the offsets: of a bell curve, that is 5.4 deviations."""
+SPREADS = 2
+"""Slack is so many times the range of the middle half of the offsets: of a bell curve, that is 2.7 deviations."""
 
 LEAST_SLACK_S = 0.003
 """Slack where all have kept step so far: what a scheduler may take."""

@@ -19,6 +19,7 @@ import socket
 import struct
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import msgpack
@@ -104,7 +105,7 @@ class DatagramPort:
         self._now_at = (0, 0)
         self._waiting: dict[tuple[int, int], list[Datagram]] = {}
         self._kept = 0
-        self._called: dict[int, int] = {}
+        self._reached: dict[int, tuple[int, int]] = {}
         self._counts = dict.fromkeys(DatagramTraffic.__slots__, 0)
 
     @property
@@ -137,17 +138,26 @@ class DatagramPort:
             self._counts["sent"] += 1
             self._counts["payload_bytes_sent"] += len(piece)
 
-    def collect(self, timeout_s: float) -> list[Datagram]:
-        """Hand out what has come for the layer that was begun; wait up to `timeout_s` seconds if there is nothing."""
+    def collect(self, timeout_s: float, of: Collection[int] = ()) -> list[Datagram]:
+        """Hand out what has come for the layer that was begun; wait up to `timeout_s` seconds if there is nothing.
+
+        Waiting ends too when one of the peers `of` turns out to be past that layer.
+        """
         deadline_s = time.monotonic() + timeout_s
         while True:
             self._drain()
             found = self._waiting.pop(self._now_at, [])
             remaining_s = deadline_s - time.monotonic()
-            if found or remaining_s <= 0:
+            if found or remaining_s <= 0 or any(map(self.is_past, of)):
                 self._kept -= len(found)
                 return found
             self._poller.poll(remaining_s * 1000)
+
+    def is_past(self, peer: int) -> bool:
+        """Whether a peer has sent something of a later layer than that which was begun, so that what is not here of
+        that one was lost, unless the network changes the order of packets.
+        """
+        return self._reached.get(peer, self._now_at) > self._now_at
 
     def call(self, peer: int, request: int) -> None:
         """Tell a peer that a request has begun; it may hear of it or not."""
@@ -158,7 +168,7 @@ class DatagramPort:
         deadline_s = time.monotonic() + timeout_s
         while True:
             self._drain()
-            if self._called.get(sender, -1) >= request or self._has_rows(sender, request):
+            if self._reached.get(sender, (-1, 0))[0] >= request:
                 return True
             remaining_s = deadline_s - time.monotonic()
             if remaining_s <= 0:
@@ -209,20 +219,17 @@ class DatagramPort:
             self._note("malformed", f"{address} sent a datagram as rank {datagram.sender} without the run's key")
             return
         self._counts["received"] += 1
-        if datagram.label.layer == CALL_LAYER:
-            self._called[datagram.sender] = max(datagram.label.request, self._called.get(datagram.sender, -1))
-        elif key < self._now_at:
+        is_call = datagram.label.layer == CALL_LAYER
+        reached = (datagram.label.request, -1) if is_call else key
+        self._reached[datagram.sender] = max(reached, self._reached.get(datagram.sender, reached))
+        if is_call:
+            return
+        if key < self._now_at:
             self._counts["late"] += 1
             self.late.append(datagram)
         else:
             self._kept += 1
             self._waiting.setdefault(key, []).append(datagram)
-
-    def _has_rows(self, sender: int, request: int) -> bool:
-        return any(
-            key[0] == request and any(datagram.sender == sender for datagram in waiting)
-            for key, waiting in self._waiting.items()
-        )
 
     def _note(self, counter: str, what: str) -> None:
         if self._counts[counter] == 0:

@@ -321,6 +321,15 @@ def test_latency_is_bounded_by_the_deadline(model: ModelAdapter, tmp_path: Path)
     assert len(served.logits) == requests
 
 
+def test_what_is_lost_is_not_waited_for_once_its_sender_is_a_layer_on(model: ModelAdapter, tmp_path: Path) -> None:
+    folder, inputs = codebook_folder(tmp_path / "books", model, 2), inputs_for(model)
+    began_s = time.monotonic()
+    patient = DatagramConfig(deadline_ms=60_000)
+    served = serve(model, astra(patient), [1.0, 1.0], inputs, codebooks=folder, requests=2, loses=from_rank(1, layer=0))
+    assert time.monotonic() - began_s < 30
+    assert served.missing == 2 * (model.shape.num_content_tokens // 2)
+
+
 def test_patience_is_what_is_given() -> None:
     patience = Patience(DatagramConfig(deadline_ms=30))
     patience.note(1, 0, 9.0)

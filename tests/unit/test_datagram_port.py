@@ -67,6 +67,21 @@ def test_rows_of_a_request_say_that_it_has_begun() -> None:
         assert len(second.collect(PATIENCE_S)) == 2, "they are still there"
 
 
+def test_port_stops_waiting_for_a_peer_that_is_past() -> None:
+    with ports(3) as ((first, second, third), _):
+        second.begin(LABEL.request, LABEL.layer)
+        third.send(1, LABEL._replace(layer=LABEL.layer + 1), b"next")
+        settled_s = time.monotonic() + PATIENCE_S
+        while not second.is_past(2) and time.monotonic() < settled_s:
+            assert second.collect(BRIEF_S, of=(0, 2)) == []
+        assert (second.is_past(0), second.is_past(2)) == (False, True)
+        first.send(1, LABEL, b"codes")
+        assert len(second.collect(PATIENCE_S, of=(0,))) == 1, "whoever is not past is waited for"
+        second.begin(LABEL.request, LABEL.layer + 1)
+        assert not second.is_past(2)
+        assert len(second.collect(PATIENCE_S, of=(2,))) == 1
+
+
 def test_port_hands_out_each_datagram_once() -> None:
     with ports(2) as ((first, second), _):
         second.begin(2, 1)
