@@ -1,16 +1,12 @@
 """Generation over real packets: exact strategies make the tokens of `single`, and the kernel counts as expected."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
+from whole_runs import environment
+
+from testbed.pytest_plugin import assert_metric
+from testbed.pytest_plugin.runnable import RunnableScenario
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(240)]
 
@@ -20,15 +16,8 @@ LEAST = 1 - 66 / 330
 """All acknowledgements may ride on data; the formula has one of 66 bytes for each message of at least 330 with it."""
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="tb-"))
-    yield folder
-    shutil.rmtree(folder)
-
-
-def test_exact_strategies_over_namespaces_make_the_tokens_of_single(place: Path) -> None:
-    scenario = {
+@pytest.mark.scenario(
+    {
         "name": "texts",
         "seed": 3,
         "devices": {"count": 3, "cpus": 0.6, "memory_mb": 2000},
@@ -46,15 +35,18 @@ def test_exact_strategies_over_namespaces_make_the_tokens_of_single(place: Path)
                 "warmup": 1,
             },
         },
-    }
-    with (place / "scenario.yaml").open("w") as file:
-        YAML(typ="safe").dump(scenario, file)
-    own = {"TESTBED_STATE_DIR": str(place / "state"), "ASTRA_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "testbed", "run", "scenario.yaml", "--out", "out", "--no-calibrate"]
-    done = subprocess.run(line, cwd=place, env={**os.environ, **own}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = {row["strategy"]: row for row in json.loads((place / "out" / "summary.json").read_text())["rows"]}
-    assert all(rows[name]["agreement_tokens_pct"] == 100 for name in ("single", "tensor", "sequence", "pipeline"))
+    },
+    calibrate=False,
+)
+def test_exact_strategies_over_namespaces_make_the_tokens_of_single(
+    scenario: RunnableScenario, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**environment(place), "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    result = scenario.run()
+    for name in ("single", "tensor", "sequence", "pipeline"):
+        assert_metric(result, "agreement_tokens_pct", where={"strategy": name}, equals=100.0)
+    rows = {str(row["strategy"]): row for row in result.summary}
     assert all(row["time_to_first_token_s"] > 0 and row["time_per_token_s"] > 0 for row in rows.values())
     for name in ("tensor", "sequence", "pipeline"):
         for part in ("prefill", "token"):
