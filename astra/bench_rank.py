@@ -232,6 +232,7 @@ class BenchRank(Rank):
             logits_BC[0].numpy(),
             self._timeline.totals(index),
             world_size=len(members),
+            epoch=self._epoch.number,
             left_out=tuple(members[rank] for rank in sorted(self._control.gone)),
             attempts=turn.attempts,
         )

@@ -11,7 +11,7 @@
 Messages read `<where>: <field> must be <rule>, got <value!r>; <what to do>`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "AstraError",
@@ -45,7 +45,11 @@ class TransportError(AstraError):
 
 
 class PeerTimeoutError(TransportError):
-    """A peer did not deliver within its deadline."""
+    """A peer did not deliver within its deadline; `silent` are the ranks that could not be reached at all, if any."""
+
+    def __init__(self, message: str, silent: Iterable[int] = ()):
+        super().__init__(message)
+        self.silent = frozenset(silent)
 
 
 class PeerLostError(TransportError):

@@ -137,6 +137,8 @@ class Answer:
     """Of all ranks; None where nothing is sent as datagrams."""
     world_size: int | None = None
     """Ranks over which it was split."""
+    epoch: int = 0
+    """How often membership had changed by then."""
     left_out: tuple[int, ...] = ()
     """Ranks that were lost on the way, whose tokens the answer does without."""
     attempts: int = 1
@@ -213,6 +215,7 @@ def request_row(strategy: StrategyConfig, placement: str, answer: Answer, refere
         **_datagram_cells(answer.datagrams),
         **_digest_cells(strategy, answer),
         "world_size": answer.world_size,
+        "epoch": answer.epoch,
         "attempts": answer.attempts,
         "degraded": " ".join(map(str, answer.left_out)) or None,
         **spans,

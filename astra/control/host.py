@@ -138,13 +138,19 @@ class Host:
             )
 
     def meeting_failed(self, error: Exception) -> None:
-        """Leave out whoever is new if members could not connect. Raises the error if there is nobody to leave out."""
+        """Leave out who could not be reached, or else whoever is new; raise the error if that is nobody.
+
+        Those left out may be well, and cut off only on the network of the data: they may return as another life.
+        """
         with self._changed:
             assert self._epoch is not None
-            new = [rank for rank in self._epoch.members[1:] if rank not in self._before]
-            if not new and not self._lost:
+            members = self._epoch.members
+            silent = {members[place] for place in error.silent} if isinstance(error, PeerTimeoutError) else set()
+            left_out = silent or {rank for rank in members[1:] if rank not in self._before}
+            if not left_out and not self._lost:
                 raise error
-            self._barred |= {self._known[rank].report.life for rank in new if rank in self._known}
+            self._lost |= silent
+            self._barred |= {self._known[rank].report.life for rank in left_out if rank in self._known}
 
     @property
     def gone(self) -> frozenset[int]:

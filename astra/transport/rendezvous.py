@@ -191,7 +191,8 @@ class Host(Rendezvous):
             raise PeerTimeoutError(
                 f"rendezvous at {self._place}: rank 0 waited {self._timeout_s:g} s for rank"
                 f"{'s' if len(missing) > 1 else ''} {names} to {what}; see whether they run and reach this address"
-                f"{self._refusals()}"
+                f"{self._refusals()}",
+                missing,
             )
         identity, *parts = self._socket.recv_multipart(copy=False)
         fields = unpack(parts[0].bytes) if len(parts) == 1 else []

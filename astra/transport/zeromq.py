@@ -214,7 +214,8 @@ def _greet(place: Place, roster: Roster, sockets: _Sockets, deadline: float) -> 
         names = ", ".join(str(peer) for peer in sorted(silent))
         raise PeerTimeoutError(
             f"rank {place.rank} could not open a connection to rank{'s' if len(silent) > 1 else ''} {names} in time; "
-            "see whether they still run, hold keys of one set, and whether the network between them lets TCP through"
+            "see whether they still run, hold keys of one set, and whether the network between them lets TCP through",
+            silent,
         ) from None
 
 

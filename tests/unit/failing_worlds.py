@@ -14,6 +14,7 @@ from astra.control import Control, Limits
 from astra.control.guest import Guest
 from astra.control.opening import open_control
 from astra.environment import Environment
+from astra.errors import TransportError
 from astra.reporting import Row
 from astra.transport import Tag, Transport, zeromq
 from astra.worker import run_rank
@@ -141,8 +142,12 @@ def run(
     *fates: Fate,
     returns: Callable[[int], bool] = lambda rank: False,
     before_row: Callable[[Control, Row], None] = lambda control, row: None,
+    unreachable: Callable[[int, int], bool] = lambda rank, world_size: False,
 ) -> Outcome:
-    """Run a benchmark whose ranks meet their fates; a killed one for which `returns` says so is started again."""
+    """Run a benchmark whose ranks meet their fates; a killed one for which `returns` says so is started again.
+
+    A rank for which `unreachable` says so does not connect to others when so many are to meet.
+    """
     port = free_port()
     notebooks = [_Watched() for _ in range(world_size)]
     outcome = Outcome(notebooks[0], {})
@@ -157,6 +162,8 @@ def run(
             return opened[0]
 
         def connect(*place: Any) -> Transport:
+            if unreachable(rank, place[1]):
+                raise TransportError(f"rank {rank} has no way to the others")
             transport = zeromq.connect(*place)
             return Victim(transport, own[0], opened[0]) if own else transport
 

@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from failing_worlds import Fate, Killed, Outcome, cut_off, kill, run
 
-from astra.config import BenchConfig
+from astra.codebook import GroupedCodebook, save_codebooks
+from astra.config import AstraConfig, BenchConfig
 from astra.control import Control
 from astra.errors import PeerLostError
+from astra.fit import cache_folder
 from astra.reporting import Row
 from astra.transport import Tag
 
-NUM_LAYERS = 4
+NUM_LAYERS, WIDTH = 4, 64
 """Of the tiny model."""
 WARMUP, REQUESTS = 1, 3
 STRUCK = WARMUP + 1
@@ -77,6 +80,28 @@ def test_replan_asks_again_over_those_that_are_left(tmp_path: Path, world_size: 
     assert not any(row["degraded"] for row in outcome.requests)
 
 
+@pytest.mark.parametrize("layer", range(NUM_LAYERS + 1))
+def test_degrade_answers_without_the_dead_ranks_codes_and_class_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: int
+) -> None:
+    monkeypatch.setenv("ASTRA_CACHE", str(tmp_path))
+    config = bench("degrade", "single", {"name": "astra", "num_groups": 2, "num_codewords": 16})
+    (fitted,) = (each for each in config.strategies if isinstance(each, AstraConfig))
+    generator = torch.Generator().manual_seed(0)
+    drawn = [GroupedCodebook(torch.randn(2, 16, WIDTH // 2, generator=generator)) for _ in range(NUM_LAYERS)]
+    save_codebooks(cache_folder(config.model, fitted, config.input), drawn)
+    struck = (WARMUP + REQUESTS) + WARMUP + 1
+    phase = "codes" if layer < NUM_LAYERS else "class"
+    outcome = run(config, tmp_path, 3, Fate(1, at(layer, phase, struck), kill))
+    assert {rank: end for rank, end in outcome.ends.items() if rank != 1} == {0: None, 2: None}
+    rows = [row for row in outcome.requests if row["strategy"] == "astra"]
+    assert [(row["request"], row["degraded"], row["attempts"]) for row in rows] == [
+        (0, None, 1),
+        (1, "1", 1),
+        (2, "1", 1),
+    ]
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 @pytest.mark.parametrize("layer", range(NUM_LAYERS))
 def test_degrade_answers_without_the_dead_ranks_tokens(tmp_path: Path, world_size: int, layer: int) -> None:
@@ -125,6 +150,16 @@ def test_cut_off_rank_is_left_out_although_it_reports(tmp_path: Path) -> None:
     check_survivors(outcome, 3, 2)
     assert outcome.ends[2] is None, "it stands by until the end"
     assert columns(outcome, "world_size") == [(3,), (2,), (2,)]
+
+
+def test_member_that_cannot_be_reached_any_more_is_left_out_of_the_next_meeting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("astra.rank.MEETING_S", 1.0)
+    fate = Fate(1, at(1, "means"), kill)
+    outcome = run(bench("replan"), tmp_path, 4, fate, unreachable=lambda rank, meeting: rank == 3 and meeting == 3)
+    check_survivors(outcome, 4, 1)
+    assert columns(outcome, "world_size", "epoch", "attempts") == [(4, 0, 1), (2, 2, 2), (2, 2, 1)]
 
 
 def test_killed_rank_joins_again_at_a_request_boundary(tmp_path: Path) -> None:
