@@ -39,9 +39,11 @@ __all__ = [
     "load",
     "parse",
     "resolve",
+    "without_null_defaults",
 ]
 
 MAX_DEVICES = 64
+JSON_SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 Cpus = Annotated[
     float,
@@ -315,15 +317,15 @@ def json_schema() -> dict[str, Any]:
         "description": "Scenario file to merge over, relative to this one.",
     }
     schema["anyOf"] = [{"required": [EXTENDS]}, complete]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_without_null_defaults(schema)}
+    return {"$schema": JSON_SCHEMA_DIALECT, **without_null_defaults(schema)}
 
 
-def _without_null_defaults(schema: Any) -> Any:
+def without_null_defaults(schema: Any) -> Any:
     """Drop `default: null`, which only says that a key may be left out."""
     if isinstance(schema, dict):
         return {
-            key: _without_null_defaults(value)
+            key: without_null_defaults(value)
             for key, value in schema.items()
             if not (key == "default" and value is None)
         }
-    return [_without_null_defaults(item) for item in schema] if isinstance(schema, list) else schema
+    return [without_null_defaults(item) for item in schema] if isinstance(schema, list) else schema

@@ -1,7 +1,9 @@
 """`testbed sweep SWEEP.yaml` and `testbed sweep merge`. Like `cli`, of which it is a part, it prints and exits."""
 
+import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from testbed.sweep.order import num_programs, ordered, plan
 from testbed.sweep.order import shard as shard_of
 from testbed.sweep.paths import last_words
 from testbed.sweep.running import Tally, check_cells, estimate_of, run_sweep
+from testbed.sweep.schema import json_schema
 from testbed.sweep.session import Session
 from testbed.workload import invoking_user
 
@@ -91,7 +94,8 @@ def run(
         finally:
             identity = invoking_user()
             Record(out).hand_over(identity.uid, identity.gid)
-    _report(loaded, folder, tally)
+    _show_tally(loaded, folder, tally)
+    _write_report(out)
     raise typer.Exit(0 if tally.ok else 1)
 
 
@@ -104,7 +108,14 @@ def merge(
     whole, missing = merge_folders(folders, out)
     console.print(f"{len(whole.cells)} of {whole.num_cells} cells, {missing} runs missing", highlight=False)
     console.print(f"results: {escape(str(out))}", highlight=False, soft_wrap=True)
+    _write_report(out)
     raise typer.Exit(1 if missing else 0)
+
+
+@app.command()
+def schema() -> None:
+    """Write the JSON Schema of sweep files, for editors; that of scenarios: testbed validate --schema."""
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
 
 
 def _shard_numbers(text: str | None) -> tuple[int, int]:
@@ -138,7 +149,7 @@ def _show_plan(sweep: Sweep, cells: Sequence[Cell], folder: SweepFolder, repeat:
     console.print(f"about {total}, without making devices and calibrating links", highlight=False)
 
 
-def _report(sweep: Sweep, folder: SweepFolder, tally: Tally) -> None:
+def _show_tally(sweep: Sweep, folder: SweepFolder, tally: Tally) -> None:
     """Print what the sweep file wants shown, and where all of it is."""
     rows = [row for row in folder.spread() if row["metric"] in sweep.show]
     if rows:
@@ -150,6 +161,17 @@ def _report(sweep: Sweep, folder: SweepFolder, tally: Tally) -> None:
     if tally.failed:
         console.print("run the same command again to try what failed once more")
     console.print(f"results: {escape(str(folder.path))}", highlight=False, soft_wrap=True)
+
+
+def _write_report(folder: Path) -> None:
+    """Write the report of all that has been measured, or say why not.
+
+    In a process of its own, since the sweep is done, and well, whatever becomes of that.
+    """
+    done = subprocess.run([sys.executable, "-m", "testbed", "report", folder], capture_output=True, text=True)
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    said = done.stdout.strip() if done.returncode == 0 else f"no report: {last}"
+    console.print(escape(said), highlight=False, soft_wrap=True)
 
 
 def _side_by_side(rows: Sequence[Row], axes: Sequence[str]) -> list[Row]:

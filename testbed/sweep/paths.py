@@ -6,10 +6,10 @@ from typing import Any
 
 from testbed.faults import Location, path_text, show
 
-__all__ = ["PathError", "last_words", "parse_path", "replaced"]
+__all__ = ["PATH_PATTERN", "PathError", "last_words", "parse_path", "replaced"]
 
 _KEY = r"[A-Za-z_][A-Za-z0-9_-]*"
-_PATH = re.compile(rf"{_KEY}(\[[0-9]+\])*(\.{_KEY}(\[[0-9]+\])*)*")
+PATH_PATTERN = rf"^{_KEY}(\[[0-9]+\])*(\.{_KEY}(\[[0-9]+\])*)*$"
 _PART = re.compile(rf"({_KEY})|\[([0-9]+)\]")
 
 
@@ -23,7 +23,7 @@ class PathError(ValueError):
 
 def parse_path(text: str) -> tuple[str | int, ...]:
     """Return the keys and list positions of a path. Raises PathError."""
-    if not _PATH.fullmatch(text):
+    if not re.fullmatch(PATH_PATTERN, text):
         raise PathError("a path such as links.default.rate_mbps or a.list[0].b", show(text), "join keys by dots")
     return tuple(key if key else int(position) for key, position in _PART.findall(text))
 

@@ -21,9 +21,12 @@ from pydantic_core import InitErrorDetails
 from testbed.block import Block, Rule
 from testbed.faults import fault_at, show, violation
 from testbed.fields import FolderName, Text
-from testbed.sweep.paths import PathError, parse_path
+from testbed.scenario import JSON_SCHEMA_DIALECT, without_null_defaults
+from testbed.scenario import json_schema as scenario_schema
+from testbed.sweep.paths import PATH_PATTERN, PathError, parse_path
+from testbed.yaml_file import EXTENDS
 
-__all__ = ["SweepFile"]
+__all__ = ["SweepFile", "json_schema"]
 
 
 def _check_path(value: object) -> object:
@@ -92,6 +95,24 @@ class SweepFile(Block):
     def axes(self) -> tuple[str, ...]:
         """The paths that vary."""
         return tuple(path for group in self.groups() for path in group)
+
+
+def json_schema() -> dict[str, Any]:
+    """Describe sweep files as JSON Schema 2020-12, for editors; `set` has all keys of a scenario.
+
+    Weaker than `load`: what axes have to do with one another, and with the base, is not in it.
+    """
+    schema, scenario = SweepFile.model_json_schema(by_alias=True), scenario_schema()
+    keys, paths = schema["properties"], {"pattern": PATH_PATTERN}
+    for places in (keys["matrix"], keys["zip"]["items"], keys["exclude"]["items"]):
+        places["propertyNames"] = paths
+    of_scenario = {key: value for key, value in scenario["properties"].items() if key not in ("name", EXTENDS)}
+    keys["set"] |= {"properties": of_scenario, "additionalProperties": False}
+    keys[EXTENDS] = {"type": "string", "description": "Sweep file to merge over, relative to this one."}
+    needed = schema.pop("required")
+    complete = {"required": needed, "anyOf": [{"required": ["matrix"]}, {"required": ["zip"]}]}
+    schema |= {"$defs": scenario["$defs"], "anyOf": [{"required": [EXTENDS]}, complete]}
+    return {"$schema": JSON_SCHEMA_DIALECT, **without_null_defaults(schema)}
 
 
 Axis = tuple[tuple[str | int, ...], str, Any]

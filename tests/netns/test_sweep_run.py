@@ -91,6 +91,8 @@ def test_cells_that_differ_in_links_share_the_loaded_program(place: Path) -> Non
         with (folder / "links.csv").open() as file:
             counted = {(link["source"], link["destination"]): int(link["bytes"]) for link in csv.DictReader(file)}
         assert 1 << 20 < counted["d0", "d1"] < 1.2 * (1 << 20)  # of this cell alone
+    assert "report: " in done.stdout
+    assert (place / "out" / "report.html").exists()
     assert done.stdout.count("starting 2 devices") == 1
     assert nothing_is_left(place)
 

@@ -1,5 +1,6 @@
 """`testbed sweep` as far as nothing is run: what it will do, how it is called, what it refuses."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,16 @@ def test_merge_says_what_is_missing(file: Path) -> None:
     assert result.exit_code == 1
     assert "2 of 4 cells, 2 runs missing" in result.output
     assert (file.parent / "all" / "results.csv").exists()
+    assert f"report: {Path('all') / 'report.html'}" in result.output
+
+
+def test_report_that_fails_costs_nothing_else(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go(make_sweep(file.parent), file.parent / "one", FakeStage())
+    monkeypatch.setattr(sys, "executable", "false")
+    result = CliRunner().invoke(app, ["sweep", "merge", "one", "--out", "all"])
+    assert result.exit_code == 0
+    assert "4 of 4 cells, 0 runs missing" in result.output
+    assert "no report: exit code 1" in result.output
 
 
 def test_validate_checks_every_cell_of_a_sweep(file: Path) -> None:
