@@ -69,6 +69,8 @@ __all__ = ["Fleet", "Identity", "Job"]
 SHAPE_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 10.0
 COLLECT_TIMEOUT_S = 10.0
+DEVICE_S, LINK_S = 1.0, 0.01
+"""More time to report, to start and to shape, for each device and each link: all of them may share two cores."""
 SETTLE_S = 2.0
 DISMISS_S = 10.0
 STOP_GRACE_S = 0.5
@@ -143,7 +145,7 @@ class Fleet:
         """Wait for the agents. Raises DeviceError naming the devices that never showed up."""
         self._wait(
             lambda: not self._lacking(lambda device: device.address is not None),
-            self._runtime.register_timeout_s,
+            self._runtime.register_timeout_s + DEVICE_S * len(self._devices),
             lambda: (
                 f"agent of {self._lacking_text(lambda device: device.address is not None)} never reported"
                 f"{self._refusals()}"
@@ -161,12 +163,12 @@ class Fleet:
         """Put the scenario's links into the kernel of every device, loss patterns and counters at zero."""
         addresses = self.addresses()
         for name, device in self._devices.items():
-            device.shaped = False
+            device.shaped, device.shaping = False, True
             rules = rules_for(self._scenario, name, addresses)
             self._mailbox.send(name, Shape(rules=rules if with_loss else rules.without_loss()))
         self._wait(
             lambda: not self._lacking(lambda device: device.shaped),
-            SHAPE_TIMEOUT_S,
+            SHAPE_TIMEOUT_S + LINK_S * len(self._devices) ** 2,
             lambda: f"links of {self._lacking_text(lambda device: device.shaped)} were not shaped",
         )
 
@@ -237,7 +239,7 @@ class Fleet:
         self._broadcast(ReadCounters())
         self._wait(
             lambda: not self._lacking(lambda device: device.counters is not None),
-            START_TIMEOUT_S,
+            START_TIMEOUT_S + DEVICE_S * len(self._devices),
             lambda: f"{self._lacking_text(lambda device: device.counters is not None)} sent no counters",
         )
         return {name: device.counters or {} for name, device in self._devices.items()}
@@ -286,7 +288,7 @@ class Fleet:
             self._mailbox.send(name, device.start)
         self._wait(
             lambda: not self._lacking(lambda device: device.started),
-            START_TIMEOUT_S,
+            START_TIMEOUT_S + DEVICE_S * len(self._devices),
             lambda: f"{job.name} on {self._lacking_text(lambda device: device.started)} did not start",
         )
         self._broadcast(Begin())
@@ -365,7 +367,7 @@ class Fleet:
             case Hello():
                 self._events.welcome(name, message)
             case Shaped(mechanism=mechanism):
-                device.shaped, device.mechanism = True, mechanism
+                device.shaped, device.shaping, device.mechanism = True, False, mechanism
                 self._events.shaped(name)
             case Started(user=user):
                 device.started, device.user = True, user
@@ -454,7 +456,8 @@ class Fleet:
     def _check_agents(self) -> None:
         for name, device in self._devices.items():
             silent_s = time.monotonic() - device.heard_at
-            if device.address is not None and device.state == "up" and silent_s > SILENCE_LIMIT_S:
+            answers = device.address is not None and device.state == "up" and not device.shaping
+            if answers and silent_s > SILENCE_LIMIT_S:
                 raise DeviceError(f"device {name}: its agent must answer, got nothing for {SILENCE_LIMIT_S:g} s")
         self._events.check()
         exited = self._runtime.exited()

@@ -22,6 +22,8 @@ class KnownDevice:
     state: Literal["up", "paused", "down", "returning"] = "up"
     """`paused` and `down` (without an agent) by an event; `returning` has a new agent, but no program yet."""
     shaped: bool = False
+    shaping: bool = False
+    """It was told to, and says nothing else until that is done."""
     mechanism: dict[str, str] = field(default_factory=dict)
     start: Start | None = None
     """How its program was to be started."""

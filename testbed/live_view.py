@@ -47,11 +47,11 @@ def picture(snapshot: Snapshot, *, width: int, height: int) -> RenderableType:
         lines = height - FRAME_LINES
         pair.add_row(_devices(snapshot.devices, lines, roomy), _links(snapshot.links, lines, roomy))
         return pair
-    if not snapshot.links:
+    lines = height - 2 * FRAME_LINES - 1
+    if not snapshot.links or lines < 2:
         return _devices(snapshot.devices, height - FRAME_LINES, roomy)
-    lines = max(2, height - 2 * FRAME_LINES - 1)
-    num_devices = min(len(snapshot.devices), max(1, lines - min(len(snapshot.links), lines // 2)))
-    links = _links(snapshot.links, max(1, lines - num_devices), roomy)
+    num_devices = min(len(snapshot.devices), lines - min(len(snapshot.links), lines // 2))
+    links = _links(snapshot.links, lines - num_devices, roomy)
     return Group(_devices(snapshot.devices, num_devices, roomy), Text(""), links)
 
 

@@ -241,7 +241,7 @@ def test_device_that_never_reports_is_named(place: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(RUNTIMES, "netns", OneSilent)
     monkeypatch.setenv("TESTBED_STATE_DIR", str(place / "state"))
     scenario = load(write(place, ["true"], count=3))
-    with pytest.raises(DeviceError, match="agent of d1 never reported within 10 s"):
+    with pytest.raises(DeviceError, match="agent of d1 never reported within 13 s"):
         controller.run(scenario, Options(out=place / "out"), Display(Console(quiet=True)))
     assert traces(place) == NOTHING
 
