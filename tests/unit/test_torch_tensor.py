@@ -22,6 +22,7 @@ from astra.strategies.tensor import TensorStrategy
 from astra.strategy_config import TensorConfig
 from astra.traffic import bytes_of
 from testbed.scenario import load
+from testbed.sweep import cells
 
 PROGRAMS = Path(__file__).parents[2] / "scenarios" / "programs"
 SPLIT_TOLERANCE = 1e-5
@@ -96,3 +97,9 @@ def test_scenario_takes_over_what_the_program_prints(printed: list[dict[str, Any
     config = tmp_path / "config.json"
     config.write_text(json.dumps(workload.config))
     assert [strategy.name for strategy in load_config(config, "bench").strategies] == ["single", "tensor", "astra"]
+
+
+def test_sweep_asks_both_programs_at_every_rate() -> None:
+    sweep = cells.load(PROGRAMS / "torch-tensor-rates.yaml")
+    asked = {(cell.values["links.default.rate_mbps"], cell.scenario.workload.command[0]) for cell in sweep.cells}
+    assert asked == {(rate, program) for rate in (10, 50, 200, 500) for program in ("astra", "python3")}
