@@ -39,7 +39,7 @@ from astra.generation_measure import Continuation, GenerationResult, Phase, cont
 from astra.generator import Generator, plan_decode
 from astra.jobs import Job
 from astra.measure import LinkTotals, label
-from astra.rank import Connect, Rank, World, connect_zeromq, connected, quiet_collector
+from astra.rank import Connect, Loaded, Rank, World, connect_zeromq, connected, controlled, load, quiet_collector
 from astra.reporting import Links, Reporter
 from astra.sampling import Sampler
 from astra.strategies import Request
@@ -72,16 +72,23 @@ def run_generation(
 ) -> list[GenerationResult]:
     """Be one rank that generates, from start to end; return the results on rank 0, and an empty list elsewhere.
 
+    Where the reporter asks for it (see `Reporter.again`), all is generated again with what has been loaded.
+
     Raises:
         ConfigError: The config does not fit this world, or codebooks, checkpoint or texts cannot be read.
         AstraError: A peer did not answer or a message could not be read; names rank, strategy and text.
     """
     _check_checkpoint(config)
-    with connected(config, environment, connect, open_control) as world:
-        rank = _Rank(config, world, reporter, watch)
-        results = [result for job in world.jobs if (result := rank.serve(job)) is not None]
-        rank.write_trace(environment.out)
-    return results
+    loaded: Loaded | None = None
+    while True:
+        with controlled(config, environment, open_control) as control:
+            loaded = loaded or load(config, environment)
+            with connected(loaded, config, environment, connect, control=control) as world:
+                rank = _Rank(config, world, reporter, watch)
+                results = [result for job in world.jobs if (result := rank.serve(job)) is not None]
+                rank.write_trace(environment.out)
+        if not reporter.again():
+            return results
 
 
 class _Rank(Rank):

@@ -21,7 +21,7 @@ from torch import Tensor
 from astra.collectives import Collectives
 from astra.config import BenchConfig
 from astra.control import Control, Epoch, Limits
-from astra.control.opening import OpenControl, open_control
+from astra.control.opening import OpenControl
 from astra.data import load_inputs, to_input
 from astra.environment import Environment
 from astra.errors import AstraError, ConfigError
@@ -102,21 +102,19 @@ class World:
 
 @contextmanager
 def connected(
-    config: BenchConfig, environment: Environment, connect: Connect, open_control: OpenControl = open_control
+    loaded: Loaded, config: BenchConfig, environment: Environment, connect: Connect, *, control: Control
 ) -> Iterator[World]:
-    """Load everything, join the others, and leave them in peace, or at once if something failed; for good.
+    """Join all others in the one epoch that there is where nobody goes on without somebody; leave as `join` does.
 
     Raises:
-        ConfigError: The config does not fit this world, or codebooks, checkpoint or inputs cannot be read.
+        ConfigError: The config does not fit this world, or ranks hold different inputs.
         AstraError: Not all ranks showed up.
     """
-    with controlled(config, environment, open_control) as control:
-        loaded = load(config, environment)
-        epoch = control.first_epoch()
-        assert epoch is not None, "nobody is left out where nobody goes on without"
-        with join(loaded, config, environment, connect, epoch=epoch) as world:
-            control.begin(epoch, world.collectives.watch)
-            yield world
+    epoch = control.first_epoch()
+    assert epoch is not None, "nobody is left out where nobody goes on without"
+    with join(loaded, config, environment, connect, epoch=epoch) as world:
+        control.begin(epoch, world.collectives.watch)
+        yield world
 
 
 def controlled(config: BenchConfig, environment: Environment, open_control: OpenControl) -> Control:

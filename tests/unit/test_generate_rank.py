@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import worker_worlds
 from torch import Tensor
-from worker_worlds import WORDS, World, served
+from transport_worlds import free_port
+from worker_worlds import WORDS, Notebook, World, served
 
+from astra import rank
 from astra.config import BenchConfig, InputConfig
 from astra.errors import ConfigError, PeerTimeoutError
 from astra.generate import _Tally, run_generation
@@ -154,6 +156,31 @@ def test_generate_lets_nobody_send_before_rank_0_has_marked(tmp_path: Path, monk
     monkeypatch.setattr("astra.generate._Tally", Noted)
     served(config([{"name": "single"}], requests=1, warmup=0), tmp_path, links=links)
     assert events == ["marked", "counters sent", "counters sent"]
+
+
+def test_generate_goes_on_with_what_has_been_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As between the cells of a sweep: each rank is asked for the same once more."""
+    asked: dict[int, int] = {}
+    loaded: list[Any] = []
+    load_model = rank.load_model
+
+    def again(notebook: Notebook) -> bool:
+        asked[id(notebook)] = asked.get(id(notebook), 0) + 1
+        return asked[id(notebook)] < 2
+
+    def load_and_count(config: Any) -> Any:
+        loaded.append(config)
+        return load_model(config)
+
+    monkeypatch.setattr(Notebook, "again", again)
+    monkeypatch.setattr(rank, "load_model", load_and_count)
+    world = served(config([{"name": "single"}, {"name": "sequence"}]), tmp_path, port=free_port())
+    assert list(asked.values()) == [2, 2]
+    assert len(loaded) == 2, "once on each rank"
+    rows = world.notebooks[0].rows
+    assert [row["strategy"] for row in rows["summary"]] == ["single", "sequence"] * 2
+    texts = [row["token_ids"] for row in rows["requests"]]
+    assert texts[: len(texts) // 2] == texts[len(texts) // 2 :]
 
 
 def test_generate_names_what_it_was_doing_when_a_peer_is_gone(tmp_path: Path) -> None:
