@@ -65,6 +65,11 @@ LAYERS = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let scenarios of tests be required where their layer is."""
+    config.option.testbed_require |= "netns" in REQUIRED_LAYERS
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for layer, find_missing in LAYERS.items():
         belonging = [item for item in items if item.get_closest_marker(layer)]
