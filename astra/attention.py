@@ -73,10 +73,10 @@ def attend(
     masked = causal and num_queries > 1
     from_the_start = masked and num_queries == num_keys and key_bias_S is None
     bias_TS: Tensor | None = None
-    if masked and not from_the_start:
-        bias_TS = _causal_bias(num_queries, num_keys, q_BHTd.device).to(q_BHTd.dtype)
     if key_bias_S is not None:
-        bias_TS = key_bias_S[None].expand(num_queries, -1) if bias_TS is None else bias_TS + key_bias_S
+        bias_TS = key_bias_S[None].expand(num_queries, -1)
+    if masked and not from_the_start:
+        bias_TS = _with_causal_mask(bias_TS, num_queries, num_keys, q_BHTd)
     context_BHTd = F.scaled_dot_product_attention(
         q_BHTd,
         k_BHSd.contiguous(),
@@ -88,9 +88,16 @@ def attend(
     return merge_heads(context_BHTd)
 
 
+def _with_causal_mask(bias_TS: Tensor | None, num_queries: int, num_keys: int, like: Tensor) -> Tensor:
+    """Return a bias of its own that also hides from each of the last queries the keys behind it."""
+    own = slice(num_keys - num_queries, None)
+    masked_TS = like.new_zeros(num_queries, num_keys) if bias_TS is None else bias_TS.clone()
+    masked_TS[:, own] += _causal_mask(num_queries, like.device)
+    return masked_TS
+
+
 @lru_cache(maxsize=8)
-def _causal_bias(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
-    """Return [T, S]: 0 where a query may look, minus infinity where the key is later. 1 MB for 256 of 1,024."""
+def _causal_mask(num_tokens: int, device: torch.device) -> Tensor:
+    """Return [T, T]: 0 where a query may look, minus infinity where the key is later."""
     with torch.inference_mode(False):
-        hidden = torch.full((num_queries, num_keys), -torch.inf, device=device)
-        return hidden.triu(num_keys - num_queries + 1)
+        return torch.full((num_tokens, num_tokens), -torch.inf, device=device).triu(1)

@@ -36,6 +36,7 @@ __all__ = [
     "KeyValueCodewords",
     "KeyValueProjection",
     "KeyValueTable",
+    "count_codes",
     "load_codebooks",
     "save_codebooks",
     "translation",
@@ -85,6 +86,13 @@ class GroupedCodebook:
         """Return û_RD, the codewords of `codes_RG` side by side."""
         groups = [F.embedding(codes_RG[:, group], self.codewords_GKd[group]) for group in range(self.num_groups)]
         return torch.cat(groups, dim=1)
+
+
+def count_codes(codes_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the codes that occur, in order, and the log of how often each does."""
+    counts_K = torch.bincount(codes_R)
+    codes_U = counts_K.nonzero().squeeze(1)
+    return codes_U, counts_K[codes_U].float().log()
 
 
 def translation(before: GroupedCodebook, after: GroupedCodebook) -> Tensor:

@@ -125,6 +125,10 @@ class Block(Protocol):
     def mlp_bias(self) -> Tensor | None:
         """[D], part of `mlp`; to be added once to a sum of shards."""
 
+    @property
+    def turns_keys(self) -> bool:
+        """Whether `rotate` does anything: keys of equal rows then differ by position."""
+
     def attention_input(self, x_BTD: Tensor) -> Tensor:
         """Return u_BTD, what the projections read: norm 1 of x in a pre-norm model, x itself in a post-norm one."""
 

@@ -231,6 +231,11 @@ class TransformerBlock:
         """[D], what `mlp` adds once, after its last product."""
         return self._projections.down_map.bias
 
+    @property
+    def turns_keys(self) -> bool:
+        """Whether keys depend on their positions."""
+        return self._projections.rotary is not None
+
     def attention_input(self, x_BTD: Tensor) -> Tensor:
         """Return u_BTD, what queries, keys and values are made from."""
         return x_BTD if self._post_norm else self._norm1(x_BTD)

@@ -7,7 +7,7 @@ layer" is read as: after the last block, before the final norm; all copies count
 
     rank r, layer l:   u ──encode──► codes ──► peers that look at r's tokens: all, or the later ones if causal
                        u ──► q, k, v of own tokens (while codes are in flight)
-                       peers' codes ──table──► k̂, v̂ ──rotate to own positions──► attend over
+                       peers' codes ──count, table──► k̂, v̂ ──rotate to own positions──► attend over
                                                          [remote quantised | own class copy, own exact]
 
 `site: kv` (the paper's variant for Llama) quantises keys, before RoPE, and values instead of U. Both lie side by side
@@ -21,10 +21,19 @@ codes: with `transport: datagram` the mean is of those that came.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
 
 from astra.attention import attend, hide_absent, merge_heads, positions_of, prepend_remote
-from astra.codebook import CodebookSpec, GroupedCodebook, KeyValueCodewords, KeyValueTable, load_codebooks, translation
+from astra.codebook import (
+    CodebookSpec,
+    GroupedCodebook,
+    KeyValueCodewords,
+    KeyValueTable,
+    count_codes,
+    load_codebooks,
+    translation,
+)
 from astra.config import AstraConfig
 from astra.errors import ConfigError
 from astra.exchange import open_exchange, plan_rows, plan_to_first
@@ -100,10 +109,7 @@ class AstraStrategy:
             with span("wait", layer):
                 rows = pending.wait()
             with span("attention", layer):
-                bias_S = None if rows.absent_R is None else hide_absent(self._no_bias, rows.absent_R)
-                if len(rows.rows_RV):
-                    remote_k, remote_v = self._remote_key_value(layer, block, rows, len(x_BTD))
-                    k_BHTd, v_BHTd = prepend_remote(remote_k, k_BHTd), prepend_remote(remote_v, v_BHTd)
+                k_BHTd, v_BHTd, bias_S = self._with_remote(layer, block, rows, k_BHTd, v_BHTd)
                 self._keep(layer, k_BHTd, v_BHTd, bias_S)
                 context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal, key_bias_S=bias_S)
             with span("rest", layer):
@@ -152,11 +158,28 @@ class AstraStrategy:
         codes_RG = self._codebooks[layer].encode(content_RE)
         return codes_RG.view(batch, num_tokens, -1).transpose(0, 1).reshape(num_tokens, -1)
 
-    def _remote_key_value(self, layer: int, block: Block, rows: Rows, batch: int) -> tuple[Tensor, Tensor]:
-        """Return k̂ and v̂ of the peers' tokens, in order of rank, with positions applied."""
-        codes_BRG = rows.rows_RV.view(-1, batch, self._config.num_groups).transpose(0, 1)
+    def _with_remote(
+        self, layer: int, block: Block, rows: Rows, own_k_BHTd: Tensor, own_v_BHTd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return keys and values [quantised remote | own] and the bias of the keys, if any has one.
+
+        With one group, tokens of one code have one key and one value: a key that stands for n of them adds log n to
+        its logit, which is exact. Where positions turn keys, equal codes have unequal keys.
+        """
+        if not len(rows.rows_RV):
+            return own_k_BHTd, own_v_BHTd, None
+        batch, num_own = own_k_BHTd.shape[0], own_k_BHTd.shape[2]
+        if self._config.num_groups == 1 and batch == 1 and not block.turns_keys:
+            codes_R = rows.rows_RV[:, 0] if rows.absent_R is None else rows.rows_RV[~rows.absent_R, 0]
+            codes_U, log_counts_U = count_codes(codes_R)
+            codes_BRG, bias_S = codes_U.view(1, -1, 1), F.pad(log_counts_U, (0, num_own))
+        else:
+            codes_BRG = rows.rows_RV.view(-1, batch, self._config.num_groups).transpose(0, 1)
+            bias_S = None if rows.absent_R is None else hide_absent(self._no_bias, rows.absent_R)
         k_BHRd, v_BHRd = self._tables[layer].remote_key_value(codes_BRG)
-        return block.rotate(k_BHRd, self._remote_positions), v_BHRd
+        if block.turns_keys:
+            k_BHRd = block.rotate(k_BHRd, self._remote_positions)
+        return prepend_remote(k_BHRd, own_k_BHTd), prepend_remote(v_BHRd, own_v_BHTd), bias_S
 
     def _translate(self, layer: int, codes_RV: Tensor) -> Tensor:
         """Return for codes of the layer before those of this layer, whose codebook is another one."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,12 @@ def expected(model: ViTAdapter, pixels: Tensor) -> Tensor:
 
 
 def serve(
-    model: ViTAdapter, config: StrategyConfig, weights: Sequence[float], pixels: Tensor, folder: Path | None = None
+    model: ViTAdapter,
+    config: StrategyConfig,
+    weights: Sequence[float],
+    pixels: Tensor,
+    folder: Path | None = None,
+    **context_of: Any,
 ) -> Answer:
     """Answer one request with one thread per rank, each given only the pixel rows that it needs."""
     strategy = STRATEGIES[config.name]
@@ -65,7 +71,13 @@ def serve(
 
     def one_rank(rank: int) -> tuple[Tensor | None, Timeline]:
         context = RankContext(
-            model, Collectives(transports[rank], TIMEOUT_S), ranges, tuple(weights), Timeline(rank), folder
+            model,
+            Collectives(transports[rank], TIMEOUT_S),
+            ranges,
+            tuple(weights),
+            Timeline(rank),
+            folder,
+            **context_of,
         )
         rows = model.input_rows(ranges[rank])
         band = pixels[:, :, rows.start : rows.stop]
@@ -152,6 +164,22 @@ def test_astra_attends_to_own_tokens_exactly_and_to_remote_ones_as_codewords(
     config, folder, weights = AstraConfig(num_codewords=4), lossless(1, 4), [1.0, 2.0, 1.0]
     logits, _, _ = serve(model, config, weights, pixels, folder)
     assert relative_error(logits, astra_by_masks(model, pixels, weights, folder)) < EXACT
+
+
+def test_tokens_of_one_code_are_one_key(
+    model: ViTAdapter, pixels: Tensor, lossless: Callable[[int, int], Path]
+) -> None:
+    seen: list[tuple[int, Tensor | None]] = []
+
+    def keep(layer: int, k_BHSd: Tensor, v_BHSd: Tensor, bias_S: Tensor | None = None) -> None:
+        seen.append((k_BHSd.shape[2], bias_S))
+
+    serve(model, AstraConfig(num_codewords=4), [1.0, 1.0], pixels, lossless(1, 4), keep=keep)
+    assert len(seen) == 2 * model.shape.num_layers
+    for num_keys, bias_S in seen:
+        assert num_keys <= 4 + 13 + 1, "codewords, half of the tokens, the class copy"
+        assert bias_S is not None
+        assert float(bias_S.exp().sum()) == pytest.approx(1 + NUM_TOKENS), "every token counts once"
 
 
 def astra_by_masks(model: ViTAdapter, pixels: Tensor, weights: list[float], folder: Path) -> Tensor:
