@@ -54,11 +54,10 @@ def examine() -> list[Finding]:
 
 
 def shortcomings(need: str) -> list[Finding]:
-    """Try what `need` takes (a runtime, netns or docker, or CPU and memory `limits` in netns); return what is missing.
-
-    Delays are left out: few scenarios have them, and a run that needs what the kernel lacks says so.
-    """
-    if need == "limits":
+    """Try what `need` takes: a runtime (netns, docker), `limits` of CPU and memory, `delays`; return what is missing."""
+    if need == "delays":
+        found = [each for each in _features() if each.name in DELAY_FINDINGS]
+    elif need == "limits":
         found = [_groups()]
     elif need == "docker":
         found = [each for each in _containers(has_gpu=False) if each.name != "docker compose"]

@@ -55,6 +55,20 @@ def test_doctor_needs_one_way_to_delay(monkeypatch: pytest.MonkeyPatch, missing:
     assert findings[f"kernel {missing}"].detail.startswith(f"not there, nor needed: {there}")
 
 
+def test_shortcomings_are_those_of_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = ("sch_netem", "xt_NFQUEUE", "ifb")
+    monkeypatch.setattr(
+        doctor, "missing_features", lambda: {name: features.FEATURES[name].way_out() for name in absent}
+    )
+    monkeypatch.setattr(doctor, "missing_programs", dict)
+    monkeypatch.setattr(doctor, "_privileges", lambda: Finding("privileges", False, "none", "run as root"))
+    monkeypatch.setattr(doctor, "_groups", lambda: Finding("cpu and memory limits", False, "none", "run as root"))
+    found = {need: [each.name for each in doctor.shortcomings(need)] for need in ("netns", "limits", "delays")}
+    assert found["netns"] == ["privileges", "kernel ifb"]
+    assert found["limits"] == ["cpu and memory limits"]
+    assert found["delays"] == ["kernel sch_netem", "kernel xt_NFQUEUE"]
+
+
 def test_doctor_reports_that_no_namespace_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "missing_programs", dict)
     monkeypatch.setattr(features, "_run", lambda command: [])

@@ -63,7 +63,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Lines:
 
 @pytest.fixture
 def lacking(monkeypatch: pytest.MonkeyPatch) -> None:
-    why = {"netns": ("privileges (neither root nor user namespaces): run as root",), "limits": ("limits (none): root",)}
+    why = {
+        "netns": ("privileges (neither root nor user namespaces): run as root",),
+        "limits": ("limits (none): root",),
+        "delays": ("kernel sch_netem (delays): modprobe",),
+    }
     monkeypatch.setattr(missing, "_shortcomings", lambda need: why.get(need, ()))
 
 
@@ -163,7 +167,7 @@ PLAIN = """
 def test_a(scenario):
     pass
 
-@pytest.mark.scenario("weak.yaml", uncapped=True)
+@pytest.mark.scenario("weak.yaml", {"links.overrides": [{"from": "d1", "to": "d0", "delay_ms": 5}]}, uncapped=True)
 def test_b(scenario):
     pass
 """
@@ -177,6 +181,7 @@ def test_what_the_machine_lacks_skips_by_name(suite: Callable[..., pytest.RunRes
     privileges = "missing for scenario weak: privileges (neither root nor user namespaces): run as root"
     assert f"{privileges}; limits (none): root" in said
     assert said.count("limits (none)") == 1  # uncapped needs none
+    assert said.count("kernel sch_netem") == 1
 
 
 @pytest.mark.usefixtures("lacking")
