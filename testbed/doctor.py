@@ -54,7 +54,7 @@ def examine() -> list[Finding]:
 
 
 def shortcomings(need: str) -> list[Finding]:
-    """Try what `need` takes: a runtime (netns, docker), `limits` of CPU and memory, `delays`; return what is missing."""
+    """Try what `need` takes, and return what is missing: netns, docker, `limits` of CPU and memory, or `delays`."""
     if need == "delays":
         found = [each for each in _features() if each.name in DELAY_FINDINGS]
     elif need == "limits":
