@@ -33,7 +33,7 @@ __all__ = [
 
 Row = dict[str, str | int | float | bool | None]
 
-SPAN_NAMES = ("input", "embed", "encode", "send", "wait", "attention", "rest", "head")
+SPAN_NAMES = ("input", "embed", "encode", "send", "wait", "remote", "attention", "rest", "head")
 """What rank 0's time goes to, in the order of a request."""
 
 

@@ -11,9 +11,9 @@ machine line up in a trace; ranks of several machines do not, but each one's dur
 The trace is Chrome's JSON, which Perfetto (ui.perfetto.dev) opens. A rank is a track of slices in slices, and a message
 that left and came inside spans is an arrow from one track to another:
 
-    rank 0   request 3 [ embed | layer 0 [ encode | send | wait | attention | rest ] | layer 1 [ … ] … ]
+    rank 0   request 3 [ embed | layer 0 [ encode | send | wait | remote | attention | rest ] | layer 1 [ … ] … ]
                                                     └──codes──┐
-    rank 1   request 3 [ embed | layer 0 [ encode | send | wait | attention | rest ] | layer 1 [ … ] … ]
+    rank 1   request 3 [ embed | layer 0 [ encode | send | wait | remote | attention | rest ] | layer 1 [ … ] … ]
 
 Datagrams have no arrows: nobody can say which of two copies was the one that counted.
 """

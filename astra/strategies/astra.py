@@ -108,8 +108,9 @@ class AstraStrategy:
                 k_BHTd = block.rotate(k_BHTd, self._own_positions)
             with span("wait", layer):
                 rows = pending.wait()
-            with span("attention", layer):
+            with span("remote", layer):
                 k_BHTd, v_BHTd, bias_S = self._with_remote(layer, block, rows, k_BHTd, v_BHTd)
+            with span("attention", layer):
                 self._keep(layer, k_BHTd, v_BHTd, bias_S)
                 context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal, key_bias_S=bias_S)
             with span("rest", layer):
@@ -172,7 +173,8 @@ class AstraStrategy:
         if self._config.num_groups == 1 and batch == 1 and not block.turns_keys:
             codes_R = rows.rows_RV[:, 0] if rows.absent_R is None else rows.rows_RV[~rows.absent_R, 0]
             codes_U, log_counts_U = count_codes(codes_R)
-            codes_BRG, bias_S = codes_U.view(1, -1, 1), F.pad(log_counts_U, (0, num_own))
+            codes_BRG = codes_U.view(1, -1, 1)
+            bias_S: Tensor | None = F.pad(log_counts_U, (0, num_own))
         else:
             codes_BRG = rows.rows_RV.view(-1, batch, self._config.num_groups).transpose(0, 1)
             bias_S = None if rows.absent_R is None else hide_absent(self._no_bias, rows.absent_R)

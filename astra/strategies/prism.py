@@ -89,9 +89,10 @@ class PrismStrategy:
             if self._looked_at:
                 with span("wait", layer):
                     rows = pending.wait()
-                remote_k, remote_v = self._project_means(layer, rows, len(x_BTD))
-                k_BHTd, v_BHTd = prepend_remote(remote_k, k_BHTd), prepend_remote(remote_v, v_BHTd)
-                bias_S = hide_absent(self._key_bias, rows.absent_R)
+                with span("remote", layer):
+                    remote_k, remote_v = self._project_means(layer, rows, len(x_BTD))
+                    k_BHTd, v_BHTd = prepend_remote(remote_k, k_BHTd), prepend_remote(remote_v, v_BHTd)
+                    bias_S = hide_absent(self._key_bias, rows.absent_R)
             with span("attention", layer):
                 self._keep(layer, k_BHTd, v_BHTd, bias_S)
                 context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal, key_bias_S=bias_S)
@@ -136,9 +137,8 @@ class PrismStrategy:
     def _project_means(self, layer: int, rows: Rows, batch: int) -> tuple[Tensor, Tensor]:
         """Return k and v of the peers' means, in order of rank."""
         block = self._model.blocks[layer]
-        with self._timeline.span("rest", layer):
-            means_BRD = rows.rows_RV.view(-1, batch, self._model.shape.width).transpose(0, 1)
-            return block.key_value(block.attention_input(means_BRD), self._mean_positions)
+        means_BRD = rows.rows_RV.view(-1, batch, self._model.shape.width).transpose(0, 1)
+        return block.key_value(block.attention_input(means_BRD), self._mean_positions)
 
     def _answer(self, request: Request, x_BTD: Tensor) -> Tensor | None:
         """Bring the answer's row to rank 0 and read it."""

@@ -261,5 +261,5 @@ def test_timeline_spans_explain_every_layer(
     model: ViTAdapter, pixels: Tensor, lossless: Callable[[int, int], Path]
 ) -> None:
     _, _, timelines = serve(model, AstraConfig(num_codewords=32), [1.0, 1.0], pixels, lossless(1, 32))
-    assert set(timelines[0].totals(0)) == {"embed", "encode", "send", "rest", "wait", "attention", "head"}
-    assert set(timelines[1].totals(0)) == {"embed", "encode", "send", "rest", "wait", "attention"}
+    assert set(timelines[0].totals(0)) == {"embed", "encode", "send", "rest", "wait", "remote", "attention", "head"}
+    assert set(timelines[1].totals(0)) == {"embed", "encode", "send", "rest", "wait", "remote", "attention"}
