@@ -36,6 +36,8 @@ _GAP = "\N{NO-BREAK SPACE}"
 
 REFRESHES_PER_S = 2.0
 """More would be nicer to look at, and would cost the machine that is measured."""
+LOOKING_SHARE = 0.01
+"""Of a core, at most, for looking at the machine: many devices are looked at less often."""
 OWN_LINES = 2
 """Of the terminal's height: the progress line, and the one on which the cursor stands."""
 
@@ -57,7 +59,7 @@ class Display:
         self._looking = threading.Lock()
         self._watcher: Watcher | None = None
         self._seen = Snapshot()
-        self._seen_at = 0.0
+        self._look_at = 0.0
         self._screen = Live(
             console=console, get_renderable=self._picture, transient=True, refresh_per_second=REFRESHES_PER_S
         )
@@ -76,7 +78,7 @@ class Display:
     def watching(self, run_id: str, states: Callable[[], Mapping[str, str]]) -> Iterator[None]:
         """Show a run's devices and links meanwhile, if live; `states` says what each device is doing."""
         watcher = Watcher(run_id, states)
-        self._watcher, self._seen, self._seen_at = watcher if self._live else None, Snapshot(), 0.0
+        self._watcher, self._seen, self._look_at = watcher if self._live else None, Snapshot(), 0.0
         try:
             yield
         finally:
@@ -86,12 +88,15 @@ class Display:
 
     def _picture(self) -> RenderableType:
         """Compose what a terminal shows; the machine is looked at no more often than the screen is refreshed."""
+        width, height = self.console.size
         with self._looking:
             if self._watcher is None:
                 return self._progress
-            if time.monotonic() - self._seen_at >= 1 / REFRESHES_PER_S:
-                self._seen, self._seen_at = self._watcher.sample() or Snapshot(), time.monotonic()
-        width, height = self.console.size
+            if time.monotonic() >= self._look_at:
+                began_s = time.thread_time()
+                self._seen = self._watcher.sample() or Snapshot()
+                pause_s = max(1 / REFRESHES_PER_S, (time.thread_time() - began_s) / LOOKING_SHARE)
+                self._look_at = time.monotonic() + pause_s
         return Group(self._progress, picture(self._seen, width=width, height=height - OWN_LINES))
 
     def phase(self, text: str) -> None:

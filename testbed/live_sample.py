@@ -17,8 +17,8 @@ from testbed.runtimes.state import ProcessId, RunState
 
 __all__ = ["DeviceNow", "Snapshot", "Watcher"]
 
-LINKS_BUDGET_S = 0.005
-"""What reading links may take in one sample; at two samples a second, 1 % of a core."""
+LINKS_BUDGET_S = 0.002
+"""What reading links may take in one sample; at two samples a second, 0.4 % of a core."""
 
 
 @dataclass(frozen=True)

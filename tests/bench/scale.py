@@ -35,7 +35,7 @@ from testbed.scenario import load
 
 SMALL = 16
 """Up to so many devices, networks are made several times."""
-PROGRAM_S = 5
+PROGRAM_S = 8
 VIEW_PROGRAM_S = 20
 SCENARIO = """
 name: scale
