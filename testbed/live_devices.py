@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["DeviceMeter", "Use"]
+__all__ = ["DeviceMeter", "Use", "find_folders"]
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -107,29 +107,28 @@ class DeviceMeter:
 
 
 def _own_folders(pid: int, group: str) -> dict[str, Path]:
-    """Find the folders of the device's own groups, by controller."""
-    found: dict[str, Path] = {}
     with contextlib.suppress(OSError):
-        mounted = _hierarchies()
-        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            for controller in controllers.split(","):
-                folder = mounted.get(controller, Path("/nowhere")) / path.lstrip("/")
-                if group in path and folder.is_dir():
-                    found[controller] = folder
-    return found
+        return find_folders(Path(f"/proc/{pid}/cgroup").read_text(), Path("/proc/self/mounts").read_text(), group)
+    return {}
 
 
-def _hierarchies() -> dict[str, Path]:
-    """Return where each controller is mounted; "" is version 2."""
-    mounted: dict[str, Path] = {}
-    for line in Path("/proc/self/mounts").read_text().splitlines():
+def find_folders(groups: str, mounts: str, group: str) -> dict[str, Path]:
+    """Return the folders of the groups whose path holds `group`, by controller; "" is version 2, which has them all.
+
+    `groups` and `mounts` are what /proc says in `cgroup` and `mounts`.
+    """
+    mounted: dict[str, str] = {}
+    for line in mounts.splitlines():
         _, mount_point, kind, options, *_ = line.split()
-        if kind == "cgroup2":
-            mounted[""] = Path(mount_point)
-        elif kind == "cgroup":
-            mounted |= dict.fromkeys(options.split(","), Path(mount_point))
-    return mounted
+        controllers = [""] if kind == "cgroup2" else options.split(",") if kind == "cgroup" else []
+        mounted |= dict.fromkeys(controllers, mount_point)
+    found = {}
+    for line in groups.splitlines():
+        _, names, path = line.split(":", 2)
+        for name in names.split(","):
+            if group in path and name in mounted and (folder := Path(mounted[name] + path)).is_dir():
+                found[name] = folder
+    return found
 
 
 def _stat_below(pid: int) -> Iterator[list[str]]:

@@ -13,11 +13,14 @@ from rich.console import Console
 
 from testbed import live_devices, status
 from testbed.display import Display
+from testbed.known_device import KnownDevice
 from testbed.live_devices import DeviceMeter, Use
 from testbed.live_links import LinkNow
 from testbed.live_sample import DeviceNow, Snapshot, Watcher
 from testbed.live_view import line_of, picture
+from testbed.protocol import Exited
 from testbed.runtimes.state import ProcessId, RunState
+from testbed.scenario import DeviceSpec
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 """The cursor."""
@@ -101,6 +104,33 @@ def test_meter_reads_the_group_of_a_device(version: int, tmp_path: Path, monkeyp
     assert DeviceMeter(1, "g").look() == Use(None, 0.4, 800, None)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "groups", "group", "found"),
+    [
+        (
+            "12",
+            "3:memory:/testbed-ab/d1\n2:cpu,cpuacct:/testbed-ab/d1\n0::/",
+            "testbed-ab/d1",
+            ["cpu", "cpuacct", "memory"],
+        ),
+        ("2", "0::/user.slice/testbed-ab/d1", "testbed-ab/d1", [""]),
+        ("2", "0::/user.slice/testbed-ab/d1", "testbed-ab/d0", []),
+        ("2", "0::/system.slice/docker-12ab.scope", "docker", [""]),
+        ("12", "3:memory:/docker/12ab\n2:cpu,cpuacct:/docker/12ab\n0::/", "docker", ["cpu", "cpuacct", "memory"]),
+    ],
+)
+def test_folders_are_those_of_the_device_alone(
+    kinds: str, groups: str, group: str, found: list[str], tmp_path: Path
+) -> None:
+    mounts = "tmpfs /run tmpfs rw 0 0\n"
+    if "1" in kinds:
+        mounts += f"cgroup {tmp_path} cgroup rw,cpu,cpuacct 0 0\ncgroup {tmp_path} cgroup rw,memory 0 0\n"
+    mounts += f"cgroup2 {tmp_path} cgroup2 rw 0 0\n"
+    path = groups.splitlines()[0].rsplit(":")[-1]
+    (tmp_path / path[1:]).mkdir(parents=True)
+    assert sorted(live_devices.find_folders(groups, mounts, group)) == found
+
+
 def test_meter_of_a_process_that_has_gone_knows_nothing() -> None:
     process = subprocess.Popen(["true"])
     process.wait()
@@ -137,6 +167,24 @@ def test_line_says_all_in_plain_text_and_stays_the_same_when_nothing_happens() -
     line = line_of(snapshot(2, states="up"))
     assert line == "devices: 2 up, 0.8 CPU, 1624 MB, 2 links: 19.2 Mbps, 24 lost, 6 overflowed"
     assert line_of(Snapshot()) == "devices: none"
+
+
+def test_activity_says_what_a_device_is_doing() -> None:
+    device = KnownDevice(0, DeviceSpec(cpus=0.5, memory_mb=100, accelerator="cpu"))
+    said = [device.activity]
+    device.address = "10.77.0.1"
+    said.append(device.activity)
+    device.started = True
+    said.append(device.activity)
+    device.note_event("pause")
+    said.append(device.activity)
+    device.note_event("resume")
+    device.exited = Exited(code=0, last_lines=())
+    said.append(device.activity)
+    device.exited = Exited(code=-9, last_lines=(), by_event=True)
+    said.append(device.activity)
+    device.state = "down"
+    assert [*said, device.activity] == ["starting", "ready", "running", "paused", "ended", "killed", "down"]
 
 
 def test_watcher_sees_a_run_until_it_is_forgotten(own_runs: Path) -> None:
