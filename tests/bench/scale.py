@@ -21,9 +21,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from testbed import controller
@@ -136,12 +133,17 @@ def grow(counts: Sequence[int], repeat: int, folder: Path) -> None:
                 file.flush()
                 rows.append(row)
                 print(json.dumps(row), flush=True)  # noqa: T201 - this is a program
+    from matplotlib import rc_context  # not where memory is measured
+
     with rc_context(STYLE):
         draw([row for row in rows if not row["error"]], folder / "scale.svg")
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw times, memory and lateness over the number of devices, with the spread of what was repeated."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     FigureCanvasSVG(figure)
     times, memory, late = figure.subplots(1, 3)
