@@ -167,7 +167,7 @@ class AstraStrategy:
         With one group, tokens of one code have one key and one value: a key that stands for n of them adds log n to
         its logit, which is exact. Where positions turn keys, equal codes have unequal keys.
         """
-        if not len(rows.rows_RV):
+        if not len(rows.rows_RV) or (rows.absent_R is not None and bool(rows.absent_R.all())):
             return own_k_BHTd, own_v_BHTd, None
         batch, num_own = own_k_BHTd.shape[0], own_k_BHTd.shape[2]
         if self._config.num_groups == 1 and batch == 1 and not block.turns_keys:

@@ -56,8 +56,8 @@ def codebook_folder(folder: Path, model: ModelAdapter, groups: int) -> Path:
     return folder
 
 
-def astra(transport: Any) -> AstraConfig:
-    return AstraConfig(num_groups=2, num_codewords=16, transport=transport)
+def astra(transport: Any, groups: int = 2) -> AstraConfig:
+    return AstraConfig(num_groups=groups, num_codewords=16, transport=transport)
 
 
 def prism(transport: Any) -> PrismConfig:
@@ -125,10 +125,12 @@ def alone(model: ModelAdapter, inputs: Tensor, tokens: range, class_token: bool)
 
 
 @torch.inference_mode()
-def test_astra_without_any_code_attends_to_own_tokens_only(model: ModelAdapter, tmp_path: Path) -> None:
-    folder, inputs = codebook_folder(tmp_path / "books", model, 2), inputs_for(model)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_astra_without_any_code_attends_to_own_tokens_only(model: ModelAdapter, tmp_path: Path, groups: int) -> None:
+    folder, inputs = codebook_folder(tmp_path / "books", model, groups), inputs_for(model)
     class_layer = but_in_layer(len(model.blocks))
-    served = serve(model, astra(BRIEF), [1.0, 1.0, 1.0], inputs, codebooks=folder, loses=class_layer)
+    config = astra(BRIEF, groups)
+    served = serve(model, config, [1.0, 1.0, 1.0], inputs, codebooks=folder, loses=class_layer)
     assert served.missing == served.expected - 2  # rank 0 had both class copies
     tokens = [range(9), range(9, 17), range(17, 25)]
     copies = [alone(model, inputs, each, class_token=True) for each in tokens]
