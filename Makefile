@@ -36,7 +36,7 @@ lint: setup
 	$(BIN)/codespell
 
 bench: setup
-	$(BIN)/testbed run scenarios/lossless.yaml
+	$(BIN)/testbed sweep scenarios/sweeps/reference.yaml --repeat 5
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
