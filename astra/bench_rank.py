@@ -50,6 +50,7 @@ from astra.measure import (
 from astra.rank import Rank, World, quiet_collector
 from astra.reporting import Links, Reporter
 from astra.slices import answer_rank
+from astra.starting import StartWord
 from astra.strategies import STRATEGIES, Request, ServesMany, Strategy
 from astra.strategy_config import uses_datagrams
 from astra.transport import Tag
@@ -212,17 +213,17 @@ class BenchRank(Rank):
 
     def _ask(self, job: Job, strategy: Strategy, index: int, number: int) -> Answer | None:
         """Go through the model with all ranks; return the answer on rank 0."""
-        turn, word = self._turn, Tag(index, 0, "start")
-        is_called = self._rank != 0 and self._await_start(job, word)
+        turn, word = self._turn, StartWord(self._collectives, Tag(index, 0, "start"), job.called)
+        if self._rank != 0:
+            word.hear()
         turn.attempts += 1
         turn.asked_s = time.perf_counter() if turn.attempts == 1 else turn.asked_s
         with self._timeline.span("input"):
             if self._rank == 0:
-                self._start(job, word)
+                word.say()
             inputs = self._inputs(job, index, number)
         logits_BC = strategy.forward(Request(index, inputs, job.bands[self._rank].start))
-        if is_called:
-            self._collectives.broadcast(word, None)
+        word.settle()
         if logits_BC is None:
             return None
         latency_s, members = time.perf_counter() - turn.asked_s, self._epoch.members
@@ -236,20 +237,6 @@ class BenchRank(Rank):
             left_out=tuple(members[rank] for rank in sorted(self._control.gone)),
             attempts=turn.attempts,
         )
-
-    def _start(self, job: Job, word: Tag) -> None:
-        """Tell all peers to begin, and where rows may be lost not by a message alone, which waits if it is lost."""
-        if job.called:
-            self._collectives.call(word, job.called)
-        else:
-            self._collectives.broadcast(word, b"")
-
-    def _await_start(self, job: Job, word: Tag) -> bool:
-        """Wait for rank 0's `start`; say whether its message is still to come."""
-        if job.called:
-            return self._collectives.await_call(word)
-        self._collectives.broadcast(word, None)
-        return False
 
     def _take_in_who_waits(self) -> None:
         """Between two requests, meet again on rank 0's word if somebody is back."""

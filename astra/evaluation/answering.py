@@ -1,12 +1,13 @@
 """One rank answers a labelled set with one strategy: what each answer is made from comes together on rank 0.
 
-    for each batch:   rank 0 ── start ──► peers;  forward ◄──── strategy ────► forward
+    for each batch:   rank 0 ── start ──► peers;  forward ◄──── strategy ────► forward;  with datagrams also ◄── done
                       classes, scores   logits of rank 0
                       language, cloze   each rank: negative log-likelihood of the labels of the rows that it computed
     at the end        ◄───────── likelihoods, if there are any ──────────
 
 Each token's likelihood comes from the row that the strategy really computes for it, on the rank that computes it, and
-only its sum over a text travels. `start` keeps ranks within a batch of one another, so that no wait is longer.
+only its sum over a text travels. `start` keeps ranks within a batch of one another, so that no wait is longer. Late
+datagrams are not waited for, so there ranks begin every batch together.
 
     legend: N examples, or texts, C outputs or candidates, B batch, T tokens, D width, R rows
 """
@@ -25,6 +26,7 @@ from astra.data.labelled import NOT_COUNTED
 from astra.evaluation.metrics import PERPLEXITY, choose, perplexity, score
 from astra.jobs import Job
 from astra.models import ModelAdapter, ModelShape
+from astra.starting import StartWord
 from astra.strategies import STRATEGIES, RankContext, Request
 from astra.transport import Tag
 
@@ -88,7 +90,11 @@ def answer_examples(
     logits = []
     index = first_index
     for index, start in enumerate(range(0, len(texts), batch_size), first_index):
-        collectives.broadcast(Tag(index, 0, "start"), b"" if rank == 0 else None)
+        word = StartWord(collectives, Tag(index, 0, "start"), job.called)
+        if rank == 0:
+            word.say()
+        else:
+            word.hear()
         batch = slice(start, min(start + batch_size, len(texts)))
         if likelihoods is not None:
             likelihoods.begin(batch)
@@ -96,6 +102,9 @@ def answer_examples(
         logits_BC = strategy.forward(Request(index, to_input(_cut(texts[batch], band)), band.start))
         if logits_BC is not None and likelihoods is None:
             logits.append(logits_BC.numpy())
+        word.settle()
+        if job.called:
+            collectives.gather(Tag(index, 0, "done"), b"")
         if rank == 0:
             progress(batch.stop, len(texts))
     own = b"" if likelihoods is None else likelihoods.costs_N.tobytes()
