@@ -1,6 +1,7 @@
 """A benchmark's labelled set: each strategy answers it on the same ranks, with weights and codebooks of its own."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from astra.evaluation import run
 from astra.evaluation.config import parse_evaluation
 from astra.evaluation.results import rows_of
 from astra.models import build_model, load_model, save_checkpoint
+from astra.transport import Tag
+from astra.transport.zeromq import ZeroMqTransport
 
 torch.set_num_threads(1)  # ranks are threads already
 
@@ -101,6 +104,29 @@ def test_accuracy_of_tuned_astra_is_the_same_in_threads_over_zeromq_and_in_evalu
     row = rows_of(evaluation, run.evaluate_here(evaluation, lambda title, done, total: None))[1]
     assert here["accuracy_pct"] == pytest.approx(100 * row["value"])
     assert here["accuracy_change_points"] == pytest.approx(100 * row["change_vs_single"])
+
+
+def test_ranks_begin_every_batch_together_where_rows_may_be_late(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message that begins a batch takes longer than rows are waited for, as if TCP had to send it again."""
+    astra = tuned_astra(checkpoints)
+    datagram = astra | {"transport": {"name": "datagram", "deadline_ms": 400}}
+    accuracy = accuracy_of(checkpoints, ["single", astra, datagram]) | {"model": None, "batch_size": LIMIT // 2}
+    config = bench(["single", astra, datagram], accuracy, _original(checkpoints))
+    receive = ZeroMqTransport.receive
+
+    def slowly(self: ZeroMqTransport, peer: int, tag: Tag, timeout_s: float) -> memoryview:
+        payload = receive(self, peer, tag, timeout_s)
+        if tag.phase == "start" and self.rank == 1:
+            time.sleep(0.7)
+        return payload
+
+    monkeypatch.setattr(ZeroMqTransport, "receive", slowly)
+    rows = served(config, tmp_path, world_size=2, port=free_port()).summary()
+    reliable, lossy = rows["astra G=1 K=32 weights=tuned"], rows["astra G=1 K=32 datagram deadline=400 weights=tuned"]
+    assert lossy["accuracy_pct"] == reliable["accuracy_pct"]
+    assert lossy["missing_tokens_pct"] == 0
 
 
 def test_latency_too_is_measured_with_the_strategys_own_weights(checkpoints: Path, tmp_path: Path) -> None:
