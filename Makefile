@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEBIAN_PACKAGES := iproute2 nftables iptables ethtool util-linux python3-venv
 
-.PHONY: setup system demo test lint bench clean
+.PHONY: setup system demo test test-unit test-layers lint bench clean
 
 setup: system $(STAMP)
 
@@ -21,12 +21,18 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/testbed run scenarios/quickstart.yaml
 
-# Unit tests share the cores; the other layers measure time or count what is on the machine, and go one at a time.
 test: setup
 	@status=0; \
-	$(BIN)/pytest tests/unit --numprocesses auto --dist worksteal || status=$$?; \
-	$(BIN)/pytest tests --ignore=tests/unit || status=$$?; \
+	$(MAKE) --no-print-directory test-unit || status=$$?; \
+	$(MAKE) --no-print-directory test-layers || status=$$?; \
 	exit $$status
+
+# Unit tests share the cores; the other layers measure time or count what is on the machine, and go one at a time.
+test-unit: setup
+	$(BIN)/pytest tests/unit --numprocesses auto --dist worksteal
+
+test-layers: setup
+	$(BIN)/pytest tests --ignore=tests/unit
 
 lint: setup
 	$(BIN)/ruff format --check .
