@@ -57,7 +57,7 @@ def test_shown_lines_name_files_and_options_that_exist(pytestconfig: pytest.Conf
     assert len(used) >= 6
     assert [word for word in sorted(used) if word not in known] == []
     for option in re.findall(r"^\| `--(testbed-[\w-]+)", PAGE, re.MULTILINE):
-        assert pytestconfig.getoption(option.replace("-", "_")) in (None, False, "netns")
+        pytestconfig.getoption(option.replace("-", "_"))  # raises ValueError where there is none
 
 
 def fake_run(line: list[str], folder: Path) -> tuple[int, str]:
