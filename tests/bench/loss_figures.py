@@ -133,8 +133,8 @@ def draw(rows: Sequence[Row], measures: Sequence[str], path: Path) -> None:
                 axes.set_title(f"{title} a link")
             if column == 0:
                 axes.set_ylabel(MEASURES[measure])
-            if measure in LATENCIES or measure == "missing_tokens_pct":
-                axes.set_ylim(bottom=0)
+        if measure in LATENCIES or measure == "missing_tokens_pct":
+            grid[line][0].set_ylim(bottom=0)  # of the whole row, once everything is drawn
     for axes in grid[-1]:
         axes.set_xlabel("packets lost")
         axes.tick_params(axis="x", labelrotation=30)
