@@ -15,7 +15,7 @@ from pathlib import Path
 
 from astra.data.labelled import Split
 
-__all__ = ["python_docs"]
+__all__ = ["docstrings", "python_docs"]
 
 _TURNS: dict[Split, range] = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}
 _NUM_TURNS = 10
@@ -33,14 +33,19 @@ def python_docs(split: Split) -> Iterator[str]:
     sources = sorted(path for path in root.rglob("*.py") if not _LEFT_OUT & set(path.relative_to(root).parts))
     for number, source in enumerate(sources):
         if number % _NUM_TURNS in _TURNS[split]:
-            yield _docstrings(source)
+            yield _passage(source)
     for number, name in enumerate(sorted(topics)):
         if number % _NUM_TURNS in _TURNS[split]:
             yield topics[name].strip() + "\n\n"
 
 
-def _docstrings(source: Path) -> str:
+def docstrings(source: Path) -> list[str]:
+    """Return the documentation of a module, its classes and its functions, without those that are empty."""
     with _PARSER:
         tree = ast.parse(source.read_bytes())
     found = [ast.get_docstring(part) for part in ast.walk(tree) if isinstance(part, _DOCUMENTED)]
-    return "".join(f"{text.strip()}\n\n" for text in found if text and text.strip())
+    return [text for text in found if text]
+
+
+def _passage(source: Path) -> str:
+    return "".join(f"{text.strip()}\n\n" for text in docstrings(source) if text.strip())

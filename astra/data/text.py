@@ -8,7 +8,6 @@ Every window follows from the seed and its number alone, so that every rank cuts
 the version of Python, of which it is a part.
 """
 
-import ast
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from astra.config import InputConfig, ModelConfig
 from astra.config_file import text_faults, text_files
+from astra.data.python_docs import docstrings
 from astra.errors import ConfigError
 from astra.tokenizer import load_tokenizer
 
@@ -85,11 +85,8 @@ def _passages(given: InputConfig, split: Purpose) -> Iterator[str]:
 def _sample_passages(split: Purpose) -> Iterator[str]:
     """Yield the documentation of one module after the other; the splits take turns."""
     modules = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for module in modules[_PURPOSE_KEYS[split] :: 2]:
-        tree = ast.parse(module.read_text(encoding="utf-8"))
-        found = [ast.get_docstring(part) for part in ast.walk(tree) if isinstance(part, documented)]
-        yield "".join(f"{text}\n\n" for text in found if text)
+        yield "".join(f"{text}\n\n" for text in docstrings(module))
 
 
 def _read(path: Path) -> str:
