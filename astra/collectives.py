@@ -180,7 +180,7 @@ class Collectives:
         """
         assert self.datagrams is not None, "calls are for ranks with ports"
         since_s = time.monotonic()
-        while time.monotonic() - since_s < self.timeout_s:
+        while True:
             self.watch.waiting = Waiting((root,), tag, since_s)
             try:
                 if self.datagrams.await_call(root, tag.request, LOOK_FOR_MESSAGE_S):
@@ -188,11 +188,10 @@ class Collectives:
                 self.transport.receive(root, tag, 0.0)
                 return False
             except PeerTimeoutError:
-                continue
+                if time.monotonic() - since_s >= self.timeout_s:
+                    raise
             finally:
                 self.watch.waiting = None
-        self.transport.receive(root, tag, 0.0)
-        return False
 
     def scatter(
         self, tag: Tag, payloads: Sequence[Payload] | Mapping[int, Payload] | None, root: int = 0

@@ -18,7 +18,7 @@ from astra.measure import DatagramCounts, label
 from astra.models import ModelAdapter
 from astra.placement import Array, Codec, PixelCodec, TokenCodec, plan
 from astra.strategies import STRATEGIES, predict_messages
-from astra.strategy_config import copies_of, uses_datagrams
+from astra.strategy_config import copies_of
 from astra.traffic import PlannedMessage, bytes_of
 
 __all__ = ["Job", "Prediction", "codec_for", "lay_out", "plan_jobs"]
@@ -50,8 +50,11 @@ class Job:
     messages: Sequence[PlannedMessage]
     """What the strategy itself sends for one request."""
     codebook_folder: Path | None
-    called: int = 0
-    """How many datagrams tell each peer that a request has begun; 0 for those whose rows are sure to arrive."""
+
+    @property
+    def called(self) -> int:
+        """How many datagrams tell each peer that a request has begun; 0 where rows are sure to arrive."""
+        return copies_of(self.strategy)
 
     def bytes_sent(self) -> list[int]:
         """Return the payload that each rank sends for one request, input placement not included."""
@@ -66,7 +69,7 @@ class Job:
             for n in range(len(inputs))
         ]
         peers = range(1, len(self.ranges))
-        report_bytes = DatagramCounts.SIZE if uses_datagrams(self.strategy) else 0
+        report_bytes = DatagramCounts.SIZE if self.called else 0
         words = [PlannedMessage(0, peer, 0) for peer in peers]
         words += [PlannedMessage(0, peer, 0, self.called, is_datagram=True) for peer in peers]
         words += [PlannedMessage(peer, 0, report_bytes) for peer in peers]
@@ -121,8 +124,7 @@ def lay_out(
             folder = need.folder
             faults += need.faults()  # now, and not when other strategies have run for minutes
         bands = tuple(model.input_rows(tokens) for tokens in ranges)
-        called = copies_of(strategy)
-        jobs.append(Job(strategy, model_of(config, strategy), ranges, weights, bands, messages, folder, called))
+        jobs.append(Job(strategy, model_of(config, strategy), ranges, weights, bands, messages, folder))
     if faults:
         raise ConfigError(faults)
     return jobs

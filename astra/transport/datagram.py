@@ -19,7 +19,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import msgpack
@@ -143,15 +143,10 @@ class DatagramPort:
 
         Waiting ends too when one of the peers `of` turns out to be past that layer.
         """
-        deadline_s = time.monotonic() + timeout_s
-        while True:
-            self._drain()
-            found = self._waiting.pop(self._now_at, [])
-            remaining_s = deadline_s - time.monotonic()
-            if found or remaining_s <= 0 or any(map(self.is_past, of)):
-                self._kept -= len(found)
-                return found
-            self._poller.poll(remaining_s * 1000)
+        self._await(lambda: self._now_at in self._waiting or any(map(self.is_past, of)), timeout_s)
+        found = self._waiting.pop(self._now_at, [])
+        self._kept -= len(found)
+        return found
 
     def is_past(self, peer: int) -> bool:
         """Whether a peer has sent something of a later layer than that which was begun, so that what is not here of
@@ -165,15 +160,7 @@ class DatagramPort:
 
     def await_call(self, sender: int, request: int, timeout_s: float) -> bool:
         """Wait for a peer's word that a request has begun, or rows that it sends in it; say whether any has come."""
-        deadline_s = time.monotonic() + timeout_s
-        while True:
-            self._drain()
-            if self._reached.get(sender, (-1, 0))[0] >= request:
-                return True
-            remaining_s = deadline_s - time.monotonic()
-            if remaining_s <= 0:
-                return False
-            self._poller.poll(remaining_s * 1000)
+        return self._await(lambda: self._reached.get(sender, (-1, 0))[0] >= request, timeout_s)
 
     def reject(self, datagram: Datagram) -> None:
         """Count one that was handed out but does not fit what its sender should have sent."""
@@ -182,6 +169,18 @@ class DatagramPort:
     def close(self) -> None:
         """Let go of the socket; may be called again."""
         self._socket.close()
+
+    def _await(self, is_enough: Callable[[], bool], timeout_s: float) -> bool:
+        """Read what comes until it is enough, for up to `timeout_s` seconds; say whether it is."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            self._drain()
+            if is_enough():
+                return True
+            remaining_s = deadline_s - time.monotonic()
+            if remaining_s <= 0:
+                return False
+            self._poller.poll(remaining_s * 1000)
 
     def _drain(self) -> None:
         """Read what the kernel holds, without waiting."""
