@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from chart_style import COLOURS, STYLE
 from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -22,8 +23,6 @@ RATES = {"10mbps": "10 Mbps", "50mbps": "50 Mbps"}
 LOSSES = {"0": "none", "0_5": "0.5 %", "1": "1 %", "2": "2 %", "5": "5 %", "10": "10 %", "bursts": "bursts, 2.3 %"}
 WAYS = ("reliable", "datagram", "datagram copies=2", "datagram stale")
 """How codes travel, as the end of a row's settings says; nothing is said of `reliable`."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499")
-"""After Okabe and Ito: told apart by colour-blind eyes."""
 MARKERS = "osD^"
 MEASURES = {
     "latency_p50_s": "p50, s",
@@ -34,16 +33,6 @@ MEASURES = {
     "accuracy_pct": "accuracy, %",
 }
 LATENCIES = tuple(MEASURES)[:3]
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "loss",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.grid": True,
-    "grid.color": "#d8dee4",
-    "axes.edgecolor": "#d8dee4",
-    "legend.frameon": False,
-}
 
 Row = dict[str, Any]
 
@@ -61,7 +50,7 @@ def main() -> None:
     (folder / "table.md").write_text(markdown(with_ratios(rows)))
     charts = {"latency": LATENCIES, "tokens": ("missing_tokens_pct", "accuracy_pct", "agreement_cosine")}
     for name, measures in charts.items():
-        with rc_context(STYLE):
+        with rc_context(STYLE | {"svg.hashsalt": "loss"}):
             draw(rows, measures, folder / f"{name}.svg")
     print((folder / "table.md").read_text())  # noqa: T201 - this is a program
     if missing:

@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from chart_style import COLOURS, STYLE
 from rich.console import Console
 
 from testbed import controller
@@ -47,17 +48,6 @@ EVENTS = "\n".join(
     f'  - {{at_s: {1 + n / 2}, link: {{from: d0, to: "*"}}, set: {{rate_mbps: {5 + n}}}}}' for n in range(6)
 )
 TIMES = {"up_s": "make devices, agents ready", "shape_s": "shape", "start_s": "start programs", "down_s": "remove"}
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "scale",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.grid": True,
-    "grid.color": "#d8dee4",
-    "axes.edgecolor": "#d8dee4",
-    "legend.frameon": False,
-}
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499")
 Row = dict[str, Any]
 
 
@@ -135,7 +125,7 @@ def grow(counts: Sequence[int], repeat: int, folder: Path) -> None:
                 print(json.dumps(row), flush=True)  # noqa: T201 - this is a program
     from matplotlib import rc_context  # not where memory is measured
 
-    with rc_context(STYLE):
+    with rc_context(STYLE | {"svg.hashsalt": "scale"}):
         draw([row for row in rows if not row["error"]], folder / "scale.svg")
 
 
