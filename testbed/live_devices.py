@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed.own_limits import group_limits, read_group
+
 __all__ = ["DeviceMeter", "Use", "find_folders"]
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-NO_LIMIT_BYTES = 1 << 60
-"""Version 1 says a number about as large where memory has no limit."""
 _CPU_TICKS = slice(11, 15)
 """Fields of /proc/<pid>/stat after the name: user and system time, its own and that of children that have ended."""
 _RESIDENT = 21
@@ -56,7 +56,8 @@ class DeviceMeter:
         cpus = None
         if before is not None and spent_s is not None and now > before[0]:
             cpus = max(0.0, (spent_s - before[1]) / (now - before[0]))
-        return Use(cpus, self._quota(), memory, self._memory_limit())
+        limits = group_limits(self._folders)
+        return Use(cpus, limits.cpus, memory, limits.memory_bytes)
 
     def _processes(self) -> Iterator[list[str]]:
         """Yield the fields of /proc/<pid>/stat of every process of the device."""
@@ -75,15 +76,6 @@ class DeviceMeter:
             return int(text) / 1e9
         return None
 
-    def _quota(self) -> float | None:
-        if (text := self._read("", "cpu.max")) is not None:
-            quota, period = text.split()
-            return None if quota == "max" else int(quota) / int(period)
-        quota_us, period_us = self._read("cpu", "cpu.cfs_quota_us"), self._read("cpu", "cpu.cfs_period_us")
-        if quota_us is None or period_us is None or int(quota_us) < 0:
-            return None
-        return int(quota_us) / int(period_us)
-
     def _memory(self) -> int | None:
         """Return what is in use, less file pages that the kernel could take back at once."""
         used = self._read("", "memory.current") or self._read("memory", "memory.usage_in_bytes")
@@ -93,17 +85,8 @@ class DeviceMeter:
         spare = dict(line.split(" ", 1) for line in text.splitlines())
         return max(0, int(used) - int(spare.get("total_inactive_file", spare.get("inactive_file", 0))))
 
-    def _memory_limit(self) -> int | None:
-        text = self._read("", "memory.max") or self._read("memory", "memory.limit_in_bytes")
-        if text is None or text.strip() == "max" or int(text) >= NO_LIMIT_BYTES:
-            return None
-        return int(text)
-
     def _read(self, controller: str, name: str) -> str | None:
-        """Read a file of the group of a controller; "" is version 2, which has them all."""
-        with contextlib.suppress(OSError, KeyError):
-            return (self._folders[controller] / name).read_text()
-        return None
+        return read_group(self._folders, controller, name)
 
 
 def _own_folders(pid: int, group: str) -> dict[str, Path]:
