@@ -28,8 +28,14 @@ def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: A
     return 2 * batch * num_heads * num_queries * key.shape[2] * (head_width + value.shape[3])
 
 
+def _packed_linear_flops(x: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
+    """Count x Wᵀ; a packed weight does not tell its shape to everyone, x and the result do."""
+    return 2 * x.shape[-1] * out_val.numel()
+
+
 _FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None): _packed_linear_flops,  # see models.packing
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
 }
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from astra.config import ModelConfig
 from astra.errors import ConfigError
+from astra.memory import spare_bytes
 from astra.model_faults import model_faults, planning_faults
 
 if TYPE_CHECKING:
@@ -209,6 +210,9 @@ class ModelAdapter(Protocol):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits_BC of whole inputs, on this one device: what `single` computes."""
 
+    def packed_if(self, spare_bytes: int) -> "ModelAdapter":
+        """Return the same model, packed for faster products if that takes at most half of so many bytes."""
+
 
 def build_model(config: ModelConfig) -> "PreTrainedModel":
     """Make the Hugging Face model that `config` names, in fp32, ready to be trained: its parameters require gradients.
@@ -244,12 +248,12 @@ def adapt(model: "PreTrainedModel", num_tokens: int | None = None) -> ModelAdapt
 
 
 def load_model(config: ModelConfig) -> ModelAdapter:
-    """Make and adapt the model that `config` names, frozen.
+    """Make and adapt the model that `config` names, frozen, and packed (`models.packing`) if there is memory for it.
 
     Raises:
         ConfigError: See `build_model`.
     """
-    return adapt(build_model(config).requires_grad_(False), config.num_tokens)
+    return adapt(build_model(config).requires_grad_(False), config.num_tokens).packed_if(spare_bytes())
 
 
 def save_checkpoint(folder: Path, model: "PreTrainedModel", *, tokenizer: str | None = None) -> None:

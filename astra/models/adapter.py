@@ -3,16 +3,17 @@
 A family says how content and class tokens are embedded, and which modules are its blocks and its head.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from astra.models import Block, ModelShape
-from astra.models.block import Function, run_blocks
+from astra.models import ModelShape
+from astra.models.block import Function, TransformerBlock, run_blocks
 
 __all__ = ["TextAdapter", "TransformerAdapter"]
 
@@ -20,11 +21,21 @@ __all__ = ["TextAdapter", "TransformerAdapter"]
 class TransformerAdapter(ABC):
     """A model as embedding, blocks and head; implements `ModelAdapter` but for what families differ in."""
 
-    def __init__(self, model: PreTrainedModel, num_content_tokens: int, blocks: Sequence[Block], head: Function):
+    def __init__(
+        self, model: PreTrainedModel, num_content_tokens: int, blocks: Sequence[TransformerBlock], head: Function
+    ):
         self.huggingface = model
         self.shape = _shape_of(model.config, num_content_tokens)
         self.blocks = blocks
         self._head = head
+
+    def packed_if(self, spare_bytes: int) -> Self:
+        """Return the same model with packed layers if they take at most half of `spare_bytes`, else this one."""
+        if 2 * sum(block.matrix_bytes() for block in self.blocks) > spare_bytes:
+            return self
+        packed = copy.copy(self)
+        packed.blocks = [block.packed() for block in self.blocks]
+        return packed
 
     @abstractmethod
     def input_rows(self, tokens: range) -> range:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 from astra.config import ModelConfig
+from astra.models.activation import activation_of
 from astra.models.adapter import TextAdapter
 from astra.models.block import Affine, Projections, TransformerBlock
 from astra.models.weights import read_checkpoint, seeded
@@ -93,7 +94,7 @@ def _block(layer: Any) -> TransformerBlock:
         output_map=Affine.of(layer.attention.output.dense),
         up_map=Affine.of(layer.intermediate.dense),
         down_map=Affine.of(layer.output.dense),
-        activation=layer.intermediate.intermediate_act_fn,
+        activation=activation_of(layer.intermediate.intermediate_act_fn),
         head_width=attention.attention_head_size,
     )
     return TransformerBlock(projections, layer.attention.output.LayerNorm, layer.output.LayerNorm, post_norm=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from astra.config import ModelConfig
+from astra.models.activation import activation_of
 from astra.models.adapter import TextAdapter
 from astra.models.block import Affine, Projections, TransformerBlock
 from astra.models.weights import read_checkpoint, seeded
@@ -72,7 +73,7 @@ def _block(layer: Any) -> TransformerBlock:
         output_map=_affine(attention.c_proj),
         up_map=_affine(mlp.c_fc),
         down_map=_affine(mlp.c_proj),
-        activation=mlp.act,
+        activation=activation_of(mlp.act),
         head_width=attention.head_dim,
     )
     return TransformerBlock(projections, layer.ln_1, layer.ln_2)

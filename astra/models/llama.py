@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from astra.config import ModelConfig
+from astra.models.activation import activation_of
 from astra.models.adapter import TextAdapter
 from astra.models.block import Affine, Projections, Rotary, TransformerBlock
 from astra.models.weights import read_checkpoint, seeded
@@ -75,7 +76,7 @@ def _block(layer: Any, rotary: Rotary) -> TransformerBlock:
         gate_map=Affine.of(mlp.gate_proj),
         up_map=Affine.of(mlp.up_proj),
         down_map=Affine.of(mlp.down_proj),
-        activation=mlp.act_fn,
+        activation=activation_of(mlp.act_fn),
         head_width=attention.head_dim,
         rotary=rotary,
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from astra.config import ModelConfig
+from astra.models.activation import activation_of
 from astra.models.adapter import TransformerAdapter
 from astra.models.block import Affine, Projections, TransformerBlock
 from astra.models.weights import read_checkpoint, seeded
@@ -78,7 +79,7 @@ def _block(layer: Any) -> TransformerBlock:
         output_map=Affine.of(attention.o_proj),
         up_map=Affine.of(mlp.fc1),
         down_map=Affine.of(mlp.fc2),
-        activation=mlp.activation_fn,
+        activation=activation_of(mlp.activation_fn),
         head_width=attention.head_dim,
     )
     return TransformerBlock(projections, layer.layernorm_before, layer.layernorm_after)

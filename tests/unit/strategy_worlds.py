@@ -11,7 +11,7 @@ from torch import Tensor
 
 from astra.collectives import Collectives
 from astra.config import ModelConfig
-from astra.models import ModelAdapter, load_model
+from astra.models import ModelAdapter, adapt, build_model
 from astra.strategies import STRATEGIES, RankContext, Request, Strategy, predict_bytes, predict_messages
 from astra.timeline import Timeline
 from astra.transport import Traffic
@@ -45,12 +45,12 @@ class World:
 
 def lively(family: str) -> ModelAdapter:
     """Return a model of 25 content tokens whose attention is uneven and whose biases and norms count."""
-    adapter = load_model(CONFIGS[family])
+    config = CONFIGS[family]
+    model = build_model(config).requires_grad_(False)
     generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in adapter.huggingface.parameters():  # type: ignore[attr-defined]  # every adapter has one
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
-    return adapter
+    for parameter in model.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
+    return adapt(model, config.num_tokens)
 
 
 def lively_vit() -> ModelAdapter:

@@ -1,0 +1,68 @@
+"""What a process may still take is the least that any of its control groups, or its machine, leaves it."""
+
+from pathlib import Path
+
+import pytest
+
+from astra.memory import spare_bytes
+
+MEMINFO = "MemTotal:       8000 kB\nMemFree:         100 kB\nMemAvailable:   5000 kB\n"
+UNLIMITED_V1 = "9223372036854771712\n"
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    folder = tmp_path / "proc"
+    (folder / "self").mkdir(parents=True)
+    (folder / "meminfo").write_text(MEMINFO)
+    (folder / "self" / "cgroup").write_text("")
+    return folder
+
+
+@pytest.fixture
+def groups(tmp_path: Path) -> Path:
+    folder = tmp_path / "cgroup"
+    folder.mkdir()
+    return folder
+
+
+def write(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+
+
+def test_without_groups_the_machine_decides(proc: Path, groups: Path) -> None:
+    assert spare_bytes(proc, groups) == 5000 * 1024
+
+
+def test_version_2_limit_of_a_group_above_counts(proc: Path, groups: Path) -> None:
+    (proc / "self" / "cgroup").write_text("0::/outer/inner\n")
+    write(groups / "outer", memory__max="1000000\n", memory__current="300000\n", memory__stat="inactive_file 50000\n")
+    write(groups / "outer" / "inner", memory__max="max\n", memory__current="200000\n", memory__stat="")
+    assert spare_bytes(proc, groups) == 1_000_000 - 300_000 + 50_000
+
+
+def test_version_1_limit_counts_and_files_in_memory_are_free(proc: Path, groups: Path) -> None:
+    (proc / "self" / "cgroup").write_text("4:memory:/device\n1:cpu:/\n0::/\n")
+    device = groups / "memory" / "device"
+    write(device, memory__limit_in_bytes="900000\n", memory__usage_in_bytes="500000\n")
+    write(device, memory__stat="inactive_file 1\ntotal_inactive_file 40000\n")
+    write(groups / "memory", memory__limit_in_bytes=UNLIMITED_V1, memory__usage_in_bytes="7\n", memory__stat="")
+    assert spare_bytes(proc, groups) == 900_000 - 500_000 + 40_000
+
+
+def test_a_container_that_sees_its_own_group_as_the_root(proc: Path, groups: Path) -> None:
+    (proc / "self" / "cgroup").write_text("4:memory:/docker/0123\n")
+    write(groups / "memory", memory__limit_in_bytes="700000", memory__usage_in_bytes="100000", memory__stat="")
+    assert spare_bytes(proc, groups) == 600_000
+
+
+def test_a_group_above_its_limit_leaves_nothing(proc: Path, groups: Path) -> None:
+    (proc / "self" / "cgroup").write_text("0::/\n")
+    write(groups, memory__max="1000", memory__current="2000", memory__stat="")
+    assert spare_bytes(proc, groups) == 0
+
+
+def test_where_nothing_can_be_read_memory_is_scarce(tmp_path: Path) -> None:
+    assert spare_bytes(tmp_path / "none", tmp_path / "neither") == 0
