@@ -1,20 +1,18 @@
-"""Grouped vector quantiser: tokens to codes, codes to keys and values, and codebooks on disk.
+"""Grouped vector quantiser: tokens to codes, codes to tokens, and codebooks on disk.
 
-    legend: R rows (tokens), D width, G groups, K codewords, d = D / G here, H key/value heads, h head width, B batch,
-            E keys and values side by side
+    legend: R rows (tokens), D width, G groups, K codewords, d = D / G
 
-    u_RD --encode--> codes_RG --(wire)--> KeyValueTable.remote_key_value --> k̂_BHRh, v̂_BHRh
+    u_RD --encode--> codes_RG --(wire)--> decode --> û_RD, or keys and values at once: `remote_tables`
 
-Keys and values are affine in û, so those of a quantised token are look-ups in tables made once per layer; both ways
-give the same numbers (design, section 7). Does not fit codebooks and does not pack bits.
+Does not fit codebooks and does not pack bits.
 
-Source: ASTRA, arXiv 2505.19342, grouped vector quantisation; the tables are ours.
+Source: ASTRA, arXiv 2505.19342, grouped vector quantisation.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,18 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from astra.attention import split_heads
 from astra.errors import ConfigError
 
 __all__ = [
     "FORMAT_VERSION",
     "METADATA_FILE",
-    "TABLE_BUDGET_BYTES",
     "CodebookSpec",
     "GroupedCodebook",
-    "KeyValueCodewords",
-    "KeyValueProjection",
-    "KeyValueTable",
     "count_codes",
     "load_codebooks",
     "save_codebooks",
@@ -45,10 +38,6 @@ __all__ = [
 FORMAT_VERSION: Literal[1] = 1
 METADATA_FILE = "astra.json"
 TENSOR_FILE = "codebooks.safetensors"
-
-TABLE_BUDGET_BYTES = 32 * 1024 * 1024
-"""Most memory that one layer's table may take. ViT-Base, 1,024 codewords: 6 MiB per group, so up to G = 4 (G=5 does
-not divide 768). G = 16 would save 5 of 9 ms a layer for 1.2 GB over 12 layers: more than a small device has."""
 
 
 @dataclass(frozen=True)
@@ -99,100 +88,6 @@ def translation(before: GroupedCodebook, after: GroupedCodebook) -> Tensor:
     """Return table_KG: for every code of `before` the code of the nearest codeword of `after`, group by group."""
     codes_K1 = torch.arange(before.num_codewords)[:, None]
     return after.encode(before.decode(codes_K1.expand(-1, before.num_groups)))
-
-
-class KeyValueProjection(Protocol):
-    """The part of a model's block that tables are made from."""
-
-    @property
-    def key_value_weight(self) -> Tensor:
-        """[E, D], keys above values."""
-
-    @property
-    def key_value_bias(self) -> Tensor | None:
-        """[E] or None."""
-
-    def key_value_unrotated(self, u_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return k_BHTh and v_BHTh, before positions are applied to k."""
-
-
-class KeyValueTable:
-    """Keys and values of quantised tokens, by the cheapest exact way that fits in memory.
-
-    ========  ===========================================================  ====================================
-    way       table                                                        ms, ViT-Base, 768 tokens, one thread
-    ========  ===========================================================  ====================================
-    look-up   G = 1: keys and values of every codeword                     0.4
-    bag       G > 1: [G · K, E], a token is a sum of G rows               3.2 at G = 16
-    project   none: codewords are put together and projected               8.6
-    ========  ===========================================================  ====================================
-    """
-
-    def __init__(self, codebook: GroupedCodebook, block: KeyValueProjection, budget_bytes: int = TABLE_BUDGET_BYTES):
-        self._codebook = codebook
-        self._block = block
-        codewords_1KD = codebook.codewords_GKd[:1]
-        weight_ED = block.key_value_weight
-        table_bytes = codebook.num_groups * codebook.num_codewords * weight_ED.shape[0] * weight_ED.element_size()
-        self.way: Literal["look-up", "bag", "project"]
-        if table_bytes > budget_bytes:
-            self.way = "project"
-        elif codebook.num_groups == 1:
-            self.way = "look-up"
-            with torch.no_grad():
-                k_1HKh, v_1HKh = block.key_value_unrotated(codewords_1KD)
-            self._num_heads = k_1HKh.shape[1]
-            self._table_XKh = torch.cat((k_1HKh[0], v_1HKh[0]))  # X: the heads of the keys, then of the values
-        else:
-            self.way = "bag"
-            with torch.no_grad():
-                nothing_11D = codewords_1KD.new_zeros(1, 1, weight_ED.shape[1])
-                self._num_heads = block.key_value_unrotated(nothing_11D)[0].shape[1]
-                self._table_NE = _bag_table(codebook, weight_ED, block.key_value_bias)
-
-    def remote_key_value(self, codes_BRG: Tensor) -> tuple[Tensor, Tensor]:
-        """Return k̂_BHRh, before positions, and v̂_BHRh of the tokens whose codes are `codes_BRG`."""
-        batch, num_tokens, num_groups = codes_BRG.shape
-        if self.way == "look-up":
-            both_XRh = self._table_XKh.index_select(1, codes_BRG.reshape(-1))
-            both = both_XRh.view(2, self._num_heads, batch, num_tokens, -1).transpose(1, 2)
-            return both[0], both[1]
-        codes_RG = codes_BRG.reshape(-1, num_groups)
-        if self.way == "project":
-            return self._block.key_value_unrotated(self._codebook.decode(codes_RG).view(batch, num_tokens, -1))
-        rows_RG = codes_RG + torch.arange(num_groups) * self._codebook.num_codewords
-        both_RE = F.embedding_bag(rows_RG, self._table_NE, mode="sum")
-        k_RD, v_RD = both_RE.view(batch, num_tokens, -1).chunk(2, dim=-1)
-        return split_heads(k_RD, self._num_heads), split_heads(v_RD, self._num_heads)
-
-
-class KeyValueCodewords:
-    """Keys and values of tokens that were quantised as such: the codewords themselves, so that nothing is projected."""
-
-    def __init__(self, codebook: GroupedCodebook, num_kv_heads: int):
-        self._codebook = codebook
-        self._num_kv_heads = num_kv_heads
-
-    def remote_key_value(self, codes_BRG: Tensor) -> tuple[Tensor, Tensor]:
-        """Return k̂_BHRh, before positions, and v̂_BHRh of the tokens whose codes are `codes_BRG`."""
-        batch, num_tokens, num_groups = codes_BRG.shape
-        both_RE = self._codebook.decode(codes_BRG.reshape(-1, num_groups))
-        k_BRE, v_BRE = both_RE.view(batch, num_tokens, -1).chunk(2, dim=-1)
-        return split_heads(k_BRE, self._num_kv_heads), split_heads(v_BRE, self._num_kv_heads)
-
-
-def _bag_table(codebook: GroupedCodebook, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
-    """Return [G · K, E]: what each codeword adds to keys and values; the bias is in the first group's rows."""
-    width_per_group = weight_ED.shape[1] // codebook.num_groups
-    tables = [
-        codewords_Kd @ weight_Ed.t()
-        for codewords_Kd, weight_Ed in zip(
-            codebook.codewords_GKd, torch.split(weight_ED, width_per_group, dim=1), strict=True
-        )
-    ]
-    if bias_E is not None:
-        tables[0] = tables[0] + bias_E
-    return torch.cat(tables)
 
 
 class _Metadata(BaseModel):

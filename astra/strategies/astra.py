@@ -28,8 +28,6 @@ from astra.attention import attend, hide_absent, merge_heads, positions_of, prep
 from astra.codebook import (
     CodebookSpec,
     GroupedCodebook,
-    KeyValueCodewords,
-    KeyValueTable,
     count_codes,
     load_codebooks,
     translation,
@@ -37,8 +35,10 @@ from astra.codebook import (
 from astra.config import AstraConfig
 from astra.errors import ConfigError
 from astra.exchange import open_exchange, plan_rows, plan_to_first
-from astra.models import Block, ModelShape
+from astra.memory import spare_bytes
+from astra.models import Block, ModelAdapter, ModelShape
 from astra.partition import split
+from astra.remote_tables import KeyValueCodewords, RemoteKeyValue, remote_tables
 from astra.rows import CodeRows, Rows, ValueRows
 from astra.slices import answer_rank, bring_answer, plan_answer
 from astra.strategies.protocol import RankContext, Request
@@ -66,12 +66,6 @@ class AstraStrategy:
         width = config.quantised_width(shape.width, shape.kv_width)
         spec = CodebookSpec(shape.num_layers, width, config.num_groups, config.num_codewords)
         self._codebooks = load_codebooks(context.codebook_folder, spec)
-        self._tables = [
-            KeyValueTable(codebook, block)
-            if config.site == "input"
-            else KeyValueCodewords(codebook, shape.num_kv_heads)
-            for codebook, block in zip(self._codebooks, context.model.blocks, strict=True)
-        ]
         self._exchange = open_exchange(
             config.transport,
             context.collectives,
@@ -85,6 +79,7 @@ class AstraStrategy:
         own, looked_at = context.ranges[context.collectives.rank], context.collectives.looked_at(shape.causal)
         self._own_positions = positions_of([own])
         self._remote_positions = positions_of(context.ranges[peer] for peer in looked_at)
+        self._tables = self._make_tables(context.model, len(self._remote_positions))
         self._no_bias = torch.zeros(len(self._remote_positions) + shape.num_class_tokens + len(own))
 
     @torch.inference_mode()
@@ -144,6 +139,12 @@ class AstraStrategy:
         if shape.causal:
             return codes + plan_answer(shape, answer_rank(shape, len(ranges)))
         return codes + plan_to_first(config.transport, _class_rows(shape), shape.width, len(ranges))
+
+    def _make_tables(self, model: ModelAdapter, num_remote: int) -> Sequence[RemoteKeyValue]:
+        """Return every layer's way from codes to keys and values; tables take half of the memory that is left."""
+        if self._config.site == "kv":
+            return [KeyValueCodewords(codebook, model.shape.num_kv_heads) for codebook in self._codebooks]
+        return remote_tables(self._codebooks, model.blocks, num_remote, spare_bytes() // 2)
 
     def _encode(self, layer: int, rows_BTE: Tensor) -> Tensor:
         """Quantise the content rows, for those that look at them; the class copy stays here.

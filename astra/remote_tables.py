@@ -1,0 +1,181 @@
+"""Keys and values of remote tokens from their codes, by the way that takes this device least time.
+
+    legend: R remote tokens, D width, G groups, K codewords, H key/value heads, h head width, B batch,
+            E keys and values side by side
+
+    codes_BRG --look-up | bag | project--> k̂_BHRh, v̂_BHRh
+
+Keys and values are affine in û, so those of a quantised token are sums of rows of tables made once per layer; all ways
+give the same numbers but for rounding (design, section 7).
+
+========  ==================================================  ==========================  =======================
+way       table                                               memory, ViT-Base, K = 1024  what a request costs
+========  ==================================================  ==========================  =======================
+look-up   G = 1: keys and values of every codeword            6 MiB a layer               R rows of E to copy
+bag       G > 1: [G · K, E], a token is a sum of G rows       6 MiB a group and layer     G · R rows of E to read
+project   none: codewords are put together and projected      none                        2 · R · D · E operations
+========  ==================================================  ==========================  =======================
+
+What a bag costs grows with G, and is a matter of memory; a projection is a matter of arithmetic. Which of them is
+slower depends on the processor, so both are tried at load, on the first layer.
+
+Source: the tables are ours.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from torch import Tensor
+
+from astra.attention import split_heads
+from astra.codebook import GroupedCodebook
+
+__all__ = [
+    "KeyValueCodewords",
+    "KeyValueProjection",
+    "KeyValueTable",
+    "RemoteKeyValue",
+    "Way",
+    "choose_ways",
+    "remote_tables",
+]
+
+Way = Literal["look-up", "bag", "project"]
+
+TRIALS = 3
+"""How often each way is tried; the fastest counts, since everything that disturbs makes slower."""
+
+
+class KeyValueProjection(Protocol):
+    """The part of a model's block that tables are made from."""
+
+    @property
+    def key_value_weight(self) -> Tensor:
+        """[E, D], keys above values."""
+
+    @property
+    def key_value_bias(self) -> Tensor | None:
+        """[E] or None."""
+
+    def key_value_unrotated(self, u_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return k_BHTh and v_BHTh, before positions are applied to k."""
+
+
+class RemoteKeyValue(Protocol):
+    """One layer's way from codes to keys and values."""
+
+    def remote_key_value(self, codes_BRG: Tensor) -> tuple[Tensor, Tensor]:
+        """Return k̂_BHRh, before positions, and v̂_BHRh of the tokens whose codes are `codes_BRG`."""
+
+
+class KeyValueTable:
+    """Keys and values of tokens whose attention input was quantised."""
+
+    def __init__(self, codebook: GroupedCodebook, block: KeyValueProjection, way: Way):
+        self._codebook = codebook
+        self._block = block
+        self.way = way
+        codewords_1KD = codebook.codewords_GKd[:1]
+        with torch.no_grad():
+            if way == "look-up":
+                k_1HKh, v_1HKh = block.key_value_unrotated(codewords_1KD)
+                self._num_heads = k_1HKh.shape[1]
+                self._table_XKh = torch.cat((k_1HKh[0], v_1HKh[0]))  # X: the heads of the keys, then of the values
+            elif way == "bag":
+                weight_ED = block.key_value_weight
+                nothing_11D = codewords_1KD.new_zeros(1, 1, weight_ED.shape[1])
+                self._num_heads = block.key_value_unrotated(nothing_11D)[0].shape[1]
+                self._table_NE = _bag_table(codebook, weight_ED, block.key_value_bias)
+
+    def remote_key_value(self, codes_BRG: Tensor) -> tuple[Tensor, Tensor]:
+        """Return k̂_BHRh, before positions, and v̂_BHRh of the tokens whose codes are `codes_BRG`."""
+        batch, num_tokens, num_groups = codes_BRG.shape
+        if self.way == "look-up":
+            both_XRh = self._table_XKh.index_select(1, codes_BRG.reshape(-1))
+            both = both_XRh.view(2, self._num_heads, batch, num_tokens, -1).transpose(1, 2)
+            return both[0], both[1]
+        codes_RG = codes_BRG.reshape(-1, num_groups)
+        if self.way == "project":
+            return self._block.key_value_unrotated(self._codebook.decode(codes_RG).view(batch, num_tokens, -1))
+        rows_RG = codes_RG + torch.arange(num_groups) * self._codebook.num_codewords
+        both_RE = F.embedding_bag(rows_RG, self._table_NE, mode="sum")
+        k_RD, v_RD = both_RE.view(batch, num_tokens, -1).chunk(2, dim=-1)
+        return split_heads(k_RD, self._num_heads), split_heads(v_RD, self._num_heads)
+
+
+class KeyValueCodewords:
+    """Keys and values of tokens that were quantised as such: the codewords themselves, so that nothing is projected."""
+
+    def __init__(self, codebook: GroupedCodebook, num_kv_heads: int):
+        self._codebook = codebook
+        self._num_kv_heads = num_kv_heads
+
+    def remote_key_value(self, codes_BRG: Tensor) -> tuple[Tensor, Tensor]:
+        """Return k̂_BHRh, before positions, and v̂_BHRh of the tokens whose codes are `codes_BRG`."""
+        batch, num_tokens, num_groups = codes_BRG.shape
+        both_RE = self._codebook.decode(codes_BRG.reshape(-1, num_groups))
+        k_BRE, v_BRE = both_RE.view(batch, num_tokens, -1).chunk(2, dim=-1)
+        return split_heads(k_BRE, self._num_kv_heads), split_heads(v_BRE, self._num_kv_heads)
+
+
+def remote_tables(
+    codebooks: Sequence[GroupedCodebook], blocks: Sequence[KeyValueProjection], num_remote: int, budget_bytes: int
+) -> list[KeyValueTable]:
+    """Return every layer's keys and values of quantised tokens, of which a request brings `num_remote`.
+
+    Tables take at most `budget_bytes` in all; where nothing is remote there are none.
+    """
+    codebook, block = codebooks[0], blocks[0]
+    weight_ED = block.key_value_weight
+    table_bytes = codebook.num_groups * codebook.num_codewords * weight_ED.shape[0] * weight_ED.element_size()
+
+    def bag_is_faster() -> bool:
+        bag, projection = KeyValueTable(codebook, block, "bag"), KeyValueTable(codebook, block, "project")
+        codes_1RG = torch.randint(codebook.num_codewords, (1, num_remote, codebook.num_groups))
+        return _least_s(bag, codes_1RG) < _least_s(projection, codes_1RG)
+
+    if not num_remote:
+        budget_bytes = 0
+    ways = choose_ways(len(blocks), codebook.num_groups, table_bytes, budget_bytes, bag_is_faster=bag_is_faster)
+    return [KeyValueTable(*each) for each in zip(codebooks, blocks, ways, strict=True)]
+
+
+def choose_ways(
+    num_layers: int, num_groups: int, table_bytes: int, budget_bytes: int, *, bag_is_faster: Callable[[], bool]
+) -> list[Way]:
+    """Return every layer's way: tables, where they are faster, for as many layers as there is memory for. Pure.
+
+    `bag_is_faster` is only asked where there can be a bag.
+    """
+    table: Way = "look-up" if num_groups == 1 else "bag"
+    num_tables = min(num_layers, budget_bytes // table_bytes)
+    if num_tables and table == "bag" and not bag_is_faster():
+        num_tables = 0
+    return [table if layer < num_tables else "project" for layer in range(num_layers)]
+
+
+@torch.inference_mode()
+def _least_s(table: KeyValueTable, codes_1RG: Tensor) -> float:
+    """Return the processor time of one call: what others do on the processor, or a CPU quota, does not count."""
+    times_s = []
+    for _ in range(TRIALS):
+        began_s = time.process_time()
+        table.remote_key_value(codes_1RG)
+        times_s.append(time.process_time() - began_s)
+    return min(times_s)
+
+
+def _bag_table(codebook: GroupedCodebook, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
+    """Return [G · K, E]: what each codeword adds to keys and values; the bias is in the first group's rows."""
+    width_per_group = weight_ED.shape[1] // codebook.num_groups
+    table_NE = weight_ED.new_empty(codebook.num_groups * codebook.num_codewords, weight_ED.shape[0])
+    rows = torch.split(table_NE, codebook.num_codewords)
+    weights = torch.split(weight_ED, width_per_group, dim=1)
+    for rows_KE, codewords_Kd, weight_Ed in zip(rows, codebook.codewords_GKd, weights, strict=True):
+        torch.matmul(codewords_Kd, weight_Ed.t(), out=rows_KE)
+    if bias_E is not None:
+        rows[0].add_(bias_E)
+    return table_NE

@@ -1,0 +1,83 @@
+"""Tables equal projections; they are made where they are faster and there is memory for them."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from astra import remote_tables
+from astra.attention import split_heads
+from astra.codebook import GroupedCodebook
+from astra.remote_tables import KeyValueTable, Way, choose_ways
+
+WIDTH, NUM_CODEWORDS, NUM_HEADS = 24, 16, 3
+ROUNDING = 1e-5  # fp32 sums in another order
+TABLE_BYTES = 2 * WIDTH * NUM_CODEWORDS * 4
+"""Of one group."""
+
+
+class Projection:
+    """A block's key and value projection."""
+
+    def __init__(self, bias: bool = True):
+        self.key_value_weight = torch.randn(2 * WIDTH, WIDTH)
+        self.key_value_bias = torch.randn(2 * WIDTH) if bias else None
+
+    def key_value_unrotated(self, u_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        k_BTD, v_BTD = torch.nn.functional.linear(u_BTD, self.key_value_weight, self.key_value_bias).chunk(2, dim=-1)
+        return split_heads(k_BTD, NUM_HEADS), split_heads(v_BTD, NUM_HEADS)
+
+
+def random_codebook(num_groups: int) -> GroupedCodebook:
+    return GroupedCodebook(torch.randn(num_groups, NUM_CODEWORDS, WIDTH // num_groups))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("num_groups", "way"), [(1, "look-up"), (4, "bag")])
+def test_table_equals_dequantise_and_project(num_groups: int, way: Way, bias: bool) -> None:
+    codebook, block = random_codebook(num_groups), Projection(bias)
+    table, projected = KeyValueTable(codebook, block, way), KeyValueTable(codebook, block, "project")
+    codes_BRG = torch.randint(0, NUM_CODEWORDS, (2, 9, num_groups))
+    for from_table, from_projection in zip(
+        table.remote_key_value(codes_BRG), projected.remote_key_value(codes_BRG), strict=True
+    ):
+        assert from_table.shape == (2, NUM_HEADS, 9, WIDTH // NUM_HEADS)
+        torch.testing.assert_close(from_table, from_projection, rtol=ROUNDING, atol=ROUNDING * WIDTH)
+
+
+def never() -> bool:
+    raise AssertionError("a bag was tried where there can be none")
+
+
+@pytest.mark.parametrize(
+    ("num_groups", "budget_bytes", "bag_is_faster", "ways"),
+    [
+        (1, 100, never, ["look-up"] * 3),
+        (1, 29, never, ["look-up", "look-up", "project"]),
+        (4, 100, lambda: True, ["bag"] * 3),
+        (4, 10, lambda: True, ["bag", "project", "project"]),
+        (4, 100, lambda: False, ["project"] * 3),
+        (4, 9, never, ["project"] * 3),
+    ],
+)
+def test_tables_are_made_where_they_are_faster_and_fit(
+    num_groups: int, budget_bytes: int, bag_is_faster: "object", ways: list[Way]
+) -> None:
+    assert choose_ways(3, num_groups, 10, budget_bytes, bag_is_faster=bag_is_faster) == ways  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("slower", "chosen"), [("bag", "project"), ("project", "bag")])
+def test_the_way_that_takes_less_time_here_is_chosen(slower: Way, chosen: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_tables, "_least_s", lambda table, _: 2.0 if table.way == slower else 1.0)
+    codebooks, blocks = [random_codebook(4), random_codebook(4)], [Projection(), Projection()]
+    tables = remote_tables.remote_tables(codebooks, blocks, num_remote=9, budget_bytes=2 * 4 * TABLE_BYTES)
+    assert [table.way for table in tables] == [chosen, chosen]
+
+
+def test_nothing_is_tabled_where_nothing_is_remote() -> None:
+    tables = remote_tables.remote_tables([random_codebook(1)], [Projection()], num_remote=0, budget_bytes=1 << 30)
+    assert [table.way for table in tables] == ["project"]
+
+
+def test_both_ways_are_really_tried() -> None:
+    tables = remote_tables.remote_tables([random_codebook(4)], [Projection()], num_remote=9, budget_bytes=1 << 30)
+    assert tables[0].way in ("bag", "project")
