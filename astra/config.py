@@ -184,7 +184,7 @@ def named_or_weights(value: Any, names: Sequence[str]) -> Any:
         known = ", ".join(map(repr, names))
         raise faults.rule_error(
             f"{known} or a list of numbers greater than 0, one per device",
-            "a device with weight 2 gets twice the tokens of one with weight 1",
+            "a device with weight 2 gets twice the work of one with weight 1",
         )
     return tuple(float(weight) for weight in weights)
 

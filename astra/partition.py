@@ -1,14 +1,17 @@
 """Which tokens belong to which rank, and which input rows a rank needs for its tokens. Pure.
 
-    weights --split--> token ranges --band--> patch rows --> (times the patch height) pixel rows
+    weights --split, split_by_cost--> token ranges --band--> patch rows --> (times the patch height) pixel rows
 
 Does not know models, tensors or the network.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-__all__ = ["band", "split"]
+__all__ = ["band", "split", "split_by_cost"]
+
+HALVINGS = 60
+"""Of the interval in which the cost of the dearest slice is searched: to the last bit of a float."""
 
 
 def split(total: int, weights: Sequence[float]) -> tuple[range, ...]:
@@ -32,6 +35,51 @@ def split(total: int, weights: Sequence[float]) -> tuple[range, ...]:
         lengths[lengths.index(0)] += 1
     ends = [sum(lengths[: rank + 1]) for rank in range(len(lengths))]
     return tuple(range(end - length, end) for length, end in zip(lengths, ends, strict=True))
+
+
+def split_by_cost(total: int, weights: Sequence[float], cost: Callable[[range], float]) -> tuple[range, ...]:
+    """Cut `range(total)` into one contiguous, non-empty slice per weight; the dearest costs as little as can be.
+
+    A slice's cost is divided by its weight. Found by halving: a limit is too low if slices that are as long as it
+    allows, one after the other, do not reach the end.
+
+    Args:
+        total: Tokens.
+        weights: One per slice.
+        cost: Of a slice; grows with its end, and is greater than 0 for any token.
+
+    Raises:
+        ValueError: As `split`.
+    """
+    even = split(total, weights)
+    low, high = 0.0, max(cost(tokens) / weight for tokens, weight in zip(even, weights, strict=True))
+    best = even
+    for _ in range(HALVINGS):
+        limit = (low + high) / 2
+        found = _fill(total, weights, cost, limit)
+        if found is None:
+            low = limit
+        else:
+            best, high = found, limit
+    return best
+
+
+def _fill(
+    total: int, weights: Sequence[float], cost: Callable[[range], float], limit: float
+) -> tuple[range, ...] | None:
+    """Cut slices as long as the limit allows, leaving a token for each that follows; None if they end early."""
+    ranges, start = list[range](), 0
+    for number, weight in enumerate(weights):
+        shortest, longest = start + 1, total - (len(weights) - number - 1)
+        while shortest < longest:
+            stop = (shortest + longest + 1) // 2
+            if cost(range(start, stop)) <= limit * weight:
+                shortest = stop
+            else:
+                longest = stop - 1
+        ranges.append(range(start, shortest))
+        start = shortest
+    return tuple(ranges) if start == total else None
 
 
 def band(tokens: range, num_columns: int) -> range:

@@ -82,6 +82,13 @@ class ModelShape:
         """Width of one token's keys, and of its values."""
         return self.num_kv_heads * self.head_width
 
+    @property
+    def layer_weights(self) -> int:
+        """Weights of one layer's matrices: multiplications with additions that a token takes, attention left out."""
+        attention = 2 * self.width * (self.num_heads * self.head_width + self.kv_width)
+        products_of_mlp = 3 if self.family == "llama" else 2
+        return attention + products_of_mlp * self.width * self.mlp_width
+
 
 class BlockShard(Protocol):
     """Some heads and hidden units of a layer, as views of its weights."""

@@ -37,10 +37,9 @@ from astra.errors import ConfigError
 from astra.exchange import open_exchange, plan_rows, plan_to_first
 from astra.memory import spare_bytes
 from astra.models import Block, ModelAdapter, ModelShape
-from astra.partition import split
 from astra.remote_tables import KeyValueCodewords, RemoteKeyValue, remote_tables
 from astra.rows import CodeRows, Rows, ValueRows
-from astra.slices import answer_rank, bring_answer, plan_answer
+from astra.slices import answer_rank, bring_answer, plan_answer, split_tokens
 from astra.strategies.protocol import RankContext, Request
 from astra.traffic import PlannedMessage
 from astra.transport import Tag
@@ -120,8 +119,8 @@ class AstraStrategy:
 
     @staticmethod
     def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
-        """Split the content tokens by weight."""
-        return split(shape.num_content_tokens, weights)
+        """Split the content tokens for equal work."""
+        return split_tokens(shape, weights)
 
     @staticmethod
     def plan(

@@ -18,8 +18,7 @@ from torch import Tensor
 from astra.attention import attend, positions_of, prepend_remote
 from astra.config import SequenceConfig
 from astra.models import ModelShape
-from astra.partition import split
-from astra.slices import answer_rank, bring_answer, content_rows, embed_slice, plan_answer, rows_per_rank
+from astra.slices import answer_rank, bring_answer, content_rows, embed_slice, plan_answer, rows_per_rank, split_tokens
 from astra.strategies.protocol import RankContext, Request
 from astra.traffic import PlannedMessage, all_to_all
 from astra.transport import Tag
@@ -79,8 +78,8 @@ class SequenceStrategy:
 
     @staticmethod
     def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
-        """Split the content tokens by weight."""
-        return split(shape.num_content_tokens, weights)
+        """Split the content tokens for equal work."""
+        return split_tokens(shape, weights)
 
     @staticmethod
     def plan(

@@ -19,6 +19,7 @@ from astra.clustering import fit_codebooks
 from astra.codebook import GroupedCodebook
 from astra.models import ModelAdapter, adapt
 from astra.partition import split
+from astra.slices import split_tokens
 from astra.training.emulation import Emulated, answer_rows, emulate_astra, emulate_prism, emulate_single, owners_of
 from astra.training.quantiser import LayerQuantiser
 from astra.training.recipe import AstraMethod, Method, PrismMethod
@@ -77,7 +78,7 @@ class Trainee:
     def rows(self, adapter: ModelAdapter, inputs: Tensor, *, every: bool, generator: torch.Generator) -> Rows:
         """Run all layers; `every` asks for all content rows instead of the answer's.
 
-        While training, tokens are dealt to devices at random; otherwise every device has one even slice.
+        While training, tokens are dealt to devices at random; otherwise every device has the slice that it will have.
         """
         emulated = self._emulate(adapter, inputs, generator)
         x = emulated.content_BTD if every else answer_rows(emulated, adapter.shape)
@@ -92,11 +93,11 @@ class Trainee:
         method, shape = self.method, adapter.shape
         if method is None:
             return emulate_single(adapter, inputs)
-        ranges = split(shape.num_content_tokens, [1.0] * method.num_devices)
+        weights = [1.0] * method.num_devices
         if isinstance(method, PrismMethod):
-            return emulate_prism(adapter, inputs, ranges, method)
+            return emulate_prism(adapter, inputs, split(shape.num_content_tokens, weights), method)
         layers = self._layers
-        owners_T = owners_of(ranges)
+        owners_T = owners_of(split_tokens(shape, weights))
         if self.quantisers.training:
             owners_T = owners_T[torch.randperm(len(owners_T), generator=generator)]
         return emulate_astra(

@@ -229,12 +229,12 @@ CASES = [
     (
         {"partition": [1, 0]},
         "b.json: partition must be 'even', 'cpus' or a list of numbers greater than 0, one per device, got [1, 0]; "
-        "a device with weight 2 gets twice the tokens of one with weight 1",
+        "a device with weight 2 gets twice the work of one with weight 1",
     ),
     (
         {"partition": "uneven"},
         "b.json: partition must be 'even', 'cpus' or a list of numbers greater than 0, one per device, got 'uneven'; "
-        "a device with weight 2 gets twice the tokens of one with weight 1",
+        "a device with weight 2 gets twice the work of one with weight 1",
     ),
 ]
 

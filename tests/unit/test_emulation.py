@@ -18,6 +18,7 @@ from astra.codebook import GroupedCodebook, save_codebooks
 from astra.config import AstraConfig
 from astra.models import Block, ModelAdapter, adapt
 from astra.partition import split
+from astra.slices import split_tokens
 from astra.strategy_config import PrismConfig, Site, WireName
 from astra.training.emulation import (
     Emulated,
@@ -112,7 +113,7 @@ def test_astra_equals_the_distributed_run_in_codes_and_answer(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fitted, inputs, ranges = books(site), inputs_for(model, BATCH), ranges_of(model, weights)
+    fitted, inputs, ranges = books(site), inputs_for(model, BATCH), split_tokens(model.shape, weights)
     save_codebooks(tmp_path, fitted)
     config = AstraConfig(num_groups=GROUPS, num_codewords=CODEWORDS, site=site)
     quantise, emulated_codes = quantise_by(fitted), [Counter[bytes]() for _ in fitted]

@@ -1,10 +1,13 @@
 """Splits cover all tokens once, follow the weights, and bands cover the tokens of a split."""
 
+from collections.abc import Sequence
+from itertools import combinations, pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra.partition import band, split
+from astra.partition import band, split, split_by_cost
 
 weight_lists = st.lists(st.floats(min_value=0.01, max_value=100.0), min_size=1, max_size=8)
 
@@ -43,6 +46,37 @@ def test_split_refuses_weights_that_are_not_positive(weights: list[float]) -> No
 def test_split_refuses_fewer_tokens_than_ranks() -> None:
     with pytest.raises(ValueError, match="at least one per rank, got 3 for 4 ranks; use fewer ranks"):
         split(3, [1.0] * 4)
+
+
+def triangle(tokens: range) -> float:
+    """Each token costs as much as there are up to it."""
+    return sum(range(tokens.start + 1, tokens.stop + 1))
+
+
+@given(total=st.integers(8, 60), weights=st.lists(st.floats(0.1, 10.0), min_size=1, max_size=3))
+def test_split_by_cost_is_the_best_there_is(total: int, weights: list[float]) -> None:
+    def dearest(ranges: Sequence[range]) -> float:
+        return max(triangle(tokens) / weight for tokens, weight in zip(ranges, weights, strict=True))
+
+    found = split_by_cost(total, weights, triangle)
+    assert [token for tokens in found for token in tokens] == list(range(total))
+    assert all(found)
+    ends = [(*cuts, total) for cuts in combinations(range(1, total), len(weights) - 1)]
+    best = min(dearest([range(*each) for each in pairwise((0, *stops))]) for stops in ends)
+    assert dearest(found) <= best * (1 + 1e-9)
+
+
+def test_split_by_cost_of_one_price_is_a_split_by_count() -> None:
+    assert [len(tokens) for tokens in split_by_cost(1024, [1.0] * 4, lambda tokens: float(len(tokens)))] == [256] * 4
+
+
+def test_split_by_cost_gives_a_token_to_ranks_that_can_do_next_to_nothing() -> None:
+    assert [len(tokens) for tokens in split_by_cost(9, [100.0, 0.001, 100.0], triangle)][1] == 1
+
+
+def test_split_by_cost_refuses_fewer_tokens_than_ranks() -> None:
+    with pytest.raises(ValueError, match="at least one per rank, got 3 for 4 ranks; use fewer ranks"):
+        split_by_cost(3, [1.0] * 4, triangle)
 
 
 @given(start=st.integers(0, 500), length=st.integers(1, 500), num_columns=st.integers(1, 40))
