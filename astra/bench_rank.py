@@ -27,6 +27,7 @@ A RecallError out of any of this leaves the rank where it can go on among other 
 the request that rank 0 had not answered yet, which is then asked again; answers that were written stay.
 """
 
+import gc
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -117,6 +118,7 @@ class BenchRank(Rank):
     def _serve_job(self, job: Job) -> tuple[list[RankCounts], float | None]:
         """Serve what is left of one strategy's requests; its weights and tables are then freed."""
         with self._named(f"{label(job.strategy)}, getting ready"):
+            gc.collect()  # a strategy refers to itself by way of its exchange: its tables would lie beside the next one's
             strategy = STRATEGIES[job.strategy.name](self._context(job), job.strategy)
             self._control.serving(lambda gone: self._can_do_without(job, gone))
         counts = self._serve_requests(job, strategy)

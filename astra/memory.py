@@ -1,31 +1,45 @@
-"""How much memory this process may still take: what its control groups and its machine leave it.
+"""How much memory this process may still take: what its device, its control groups and its machine leave it.
 
-    /proc/self/cgroup --> limits of the own group and of all above it (version 1 or 2) ──┐
+    TESTBED_MEMORY_MB --> the device's memory, less what this process has ───────────────┐
+    /proc/self/cgroup --> limits of the own group and of all above it (version 1 or 2) ──┤
     /proc/meminfo     --> what the machine has to spare ─────────────────────────────────┴─ min ──► spare_bytes
 
-Pages of files that the kernel would give up count as free in both. Reads files and sets nothing; where nothing can be
-read (not Linux), memory counts as scarce.
+The variable is for devices that cannot see the group that holds them, as in a network namespace of `ip netns`. Pages of
+files that the kernel would give up count as free. Sets nothing; where nothing can be read (not Linux), memory
+counts as scarce.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 __all__ = ["spare_bytes"]
 
 GROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
+MB = 1_000_000
 
 
-def spare_bytes(proc: Path = PROC, groups: Path = GROUPS) -> int:
+def spare_bytes(proc: Path = PROC, groups: Path = GROUPS, variables: Mapping[str, str] = os.environ) -> int:
     """Return how many bytes this process may still take before it, or another, is in want; never below 0."""
-    found = [_machine_bytes(proc / "meminfo"), *(_group_bytes(folder) for folder in _folders(proc, groups))]
+    found = [
+        _kilobytes(proc / "meminfo", "MemAvailable"),
+        _device_bytes(proc, variables.get("TESTBED_MEMORY_MB", "")),
+        *(_group_bytes(folder) for folder in _folders(proc, groups)),
+    ]
     return max(0, min((bytes_ for bytes_ in found if bytes_ is not None), default=0))
 
 
-def _machine_bytes(meminfo: Path) -> int | None:
-    """Return the kernel's own estimate of what can be taken without swapping."""
-    for line in _read(meminfo).splitlines():
-        if line.startswith("MemAvailable:"):
+def _device_bytes(proc: Path, memory_mb: str) -> int | None:
+    """Return what is left of a device's memory, which is taken to have this one process; None if nobody said."""
+    own_bytes = _kilobytes(proc / "self" / "status", "VmRSS")
+    return None if own_bytes is None or not memory_mb.isdigit() else int(memory_mb) * MB - own_bytes
+
+
+def _kilobytes(path: Path, name: str) -> int | None:
+    """Read a line such as "VmRSS:   100 kB", in bytes."""
+    for line in _read(path).splitlines():
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return None
 

@@ -308,6 +308,7 @@ class Fleet:
             "TESTBED_DEVICE": name,
             "CONTROL_ENDPOINT": self._programs_endpoint(identity),
             "TESTBED_CPUS": "" if device.spec.cpus is None else f"{device.spec.cpus:g}",
+            "TESTBED_MEMORY_MB": "" if device.spec.memory_mb is None else str(device.spec.memory_mb),
         }
 
     def _programs_endpoint(self, identity: Identity) -> str:

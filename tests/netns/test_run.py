@@ -74,7 +74,8 @@ assert ask(op="barrier", name="all")["ok"]
 marked = ask(op="mark", name="begin")
 assert set(marked["links"]) == {f"d{peer}" for peer in range(int(os.environ["WORLD_SIZE"])) if peer != rank}, marked
 config = json.load(open(os.environ["TESTBED_CONFIG"]))
-names = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TESTBED_DEVICE", "OMP_NUM_THREADS")
+limits = ("OMP_NUM_THREADS", "TESTBED_CPUS", "TESTBED_MEMORY_MB")
+names = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TESTBED_DEVICE", *limits)
 row = {"rank": rank, "answer": config["answer"], **{n.lower(): os.environ[n] for n in names}}
 ask(op="row", table="summary", row=row)
 open(os.environ["TESTBED_OUT"] + "/note.txt", "w").write(f"from {rank}")
@@ -89,7 +90,8 @@ def test_run_gives_programs_their_place_and_keeps_what_they_say(place: Path) -> 
     assert summary["status"] == "ok"
     rows = sorted(summary["rows"], key=lambda row: row["rank"])
     common = {"answer": 42, "world_size": "3", "local_rank": "0", "master_addr": "10.77.0.1", "master_port": "29500"}
-    assert rows == [{"rank": rank, **common, "testbed_device": f"d{rank}", "omp_num_threads": "1"} for rank in range(3)]
+    common |= {"omp_num_threads": "1", "testbed_cpus": "0.5", "testbed_memory_mb": "500"}
+    assert rows == [{"rank": rank, **common, "testbed_device": f"d{rank}"} for rank in range(3)]
     assert (place / "out" / "devices" / "d2" / "note.txt").read_text() == "from 2"
     assert "done 1" in (place / "out" / "logs" / "d1.log").read_text()
     manifest = json.loads((place / "out" / "manifest.json").read_text())

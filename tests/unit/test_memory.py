@@ -58,6 +58,12 @@ def test_a_container_that_sees_its_own_group_as_the_root(proc: Path, groups: Pat
     assert spare_bytes(proc, groups) == 600_000
 
 
+def test_a_device_is_told_its_memory_where_it_sees_no_groups(proc: Path, groups: Path) -> None:
+    (proc / "self" / "status").write_text("Name:\tpython\nVmRSS:\t    1000 kB\n")
+    assert spare_bytes(proc, groups, {"TESTBED_MEMORY_MB": "3"}) == 3_000_000 - 1000 * 1024
+    assert spare_bytes(proc, groups, {"TESTBED_MEMORY_MB": ""}) == 5000 * 1024
+
+
 def test_a_group_above_its_limit_leaves_nothing(proc: Path, groups: Path) -> None:
     (proc / "self" / "cgroup").write_text("0::/\n")
     write(groups, memory__max="1000", memory__current="2000", memory__stat="")
