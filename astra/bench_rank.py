@@ -118,7 +118,7 @@ class BenchRank(Rank):
     def _serve_job(self, job: Job) -> tuple[list[RankCounts], float | None]:
         """Serve what is left of one strategy's requests; its weights and tables are then freed."""
         with self._named(f"{label(job.strategy)}, getting ready"):
-            gc.collect()  # a strategy refers to itself by way of its exchange: its tables would lie beside the next one's
+            gc.collect()  # the one before refers to itself by way of its exchange, and has tables
             strategy = STRATEGIES[job.strategy.name](self._context(job), job.strategy)
             self._control.serving(lambda gone: self._can_do_without(job, gone))
         counts = self._serve_requests(job, strategy)
