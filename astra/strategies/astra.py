@@ -143,7 +143,8 @@ class AstraStrategy:
         """Return every layer's way from codes to keys and values; tables take half of the memory that is left."""
         if self._config.site == "kv":
             return [KeyValueCodewords(codebook, model.shape.num_kv_heads) for codebook in self._codebooks]
-        return remote_tables(self._codebooks, model.blocks, num_remote, spare_bytes() // 2)
+        tables, budget_bytes = self._config.tables, spare_bytes() // 2
+        return remote_tables(self._codebooks, model.blocks, num_remote, tables=tables, budget_bytes=budget_bytes)
 
     def _encode(self, layer: int, rows_BTE: Tensor) -> Tensor:
         """Quantise the content rows, for those that look at them; the class copy stays here.

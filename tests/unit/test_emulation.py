@@ -115,7 +115,7 @@ def test_astra_equals_the_distributed_run_in_codes_and_answer(
 ) -> None:
     fitted, inputs, ranges = books(site), inputs_for(model, BATCH), split_tokens(model.shape, weights)
     save_codebooks(tmp_path, fitted)
-    config = AstraConfig(num_groups=GROUPS, num_codewords=CODEWORDS, site=site)
+    config = AstraConfig(num_groups=GROUPS, num_codewords=CODEWORDS, site=site, tables="fp32")
     quantise, emulated_codes = quantise_by(fitted), [Counter[bytes]() for _ in fitted]
 
     def noted(layer: int, u_BTE: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def test_single_and_sequence_equal_the_model_and_send_what_is_predicted(
 def test_astra_with_every_token_a_codeword_equals_single(
     model: ModelAdapter, codebooks: Codebooks, weights: list[float], num_groups: int, site: Site
 ) -> None:
-    config = AstraConfig(num_groups=num_groups, num_codewords=32, site=site)
+    config = AstraConfig(num_groups=num_groups, num_codewords=32, site=site, tables="fp32")
     inputs = inputs_for(model)
     world = serve(model, config, weights, inputs, codebooks(num_groups, 32, site))
     assert relative_error(world.logits, model.forward(inputs)) < EXACT
@@ -152,7 +152,9 @@ ONE_STEP = 2e-3
 a step is 1/127 of a row's largest number. Rows that were mixed up would differ by about 1."""
 
 
-@pytest.mark.parametrize("config", [SequenceConfig(wire="int8"), AstraConfig(num_codewords=4, num_groups=2)], ids=str)
+@pytest.mark.parametrize(
+    "config", [SequenceConfig(wire="int8"), AstraConfig(num_codewords=4, num_groups=2, tables="fp32")], ids=str
+)
 def test_strategies_keep_the_batch_dimension(model: ModelAdapter, codebooks: Codebooks, config: Any) -> None:
     both, folder = inputs_for(model, batch=2), codebooks(2, 4, "input")
     together = serve(model, config, UNEVEN, both, folder).logits

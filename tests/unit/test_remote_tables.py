@@ -8,9 +8,11 @@ from astra import remote_tables
 from astra.attention import split_heads
 from astra.codebook import GroupedCodebook
 from astra.remote_tables import KeyValueTable, Way, choose_ways
+from astra.strategy_config import TableType
 
 WIDTH, NUM_CODEWORDS, NUM_HEADS = 24, 16, 3
 ROUNDING = 1e-5  # fp32 sums in another order
+TYPES: tuple[TableType, TableType] = ("fp32", "fp16")
 TABLE_BYTES = 2 * WIDTH * NUM_CODEWORDS * 4
 """Of one group."""
 
@@ -44,6 +46,29 @@ def test_table_equals_dequantise_and_project(num_groups: int, way: Way, bias: bo
         torch.testing.assert_close(from_table, from_projection, rtol=ROUNDING, atol=ROUNDING * WIDTH)
 
 
+HALF = 2**-11  # what a number is rounded by in fp16, relative to it
+
+
+def test_a_bag_in_half_precision_is_off_by_rounding_alone() -> None:
+    codebook, block = random_codebook(4), Projection()
+    codes_BRG = torch.randint(0, NUM_CODEWORDS, (2, 9, 4))
+    exact, rounded = (KeyValueTable(codebook, block, "bag", each).remote_key_value(codes_BRG) for each in TYPES)
+    for wanted, got in zip(exact, rounded, strict=True):
+        assert got.dtype == torch.float32
+        assert not torch.equal(got, wanted)
+        torch.testing.assert_close(got, wanted, rtol=HALF, atol=5 * HALF * float(wanted.abs().max()))
+
+
+def test_numbers_that_fp16_cannot_hold_stay_as_they_are() -> None:
+    """Each row would fit, but not their sum."""
+    codebook, block = random_codebook(4), Projection(bias=False)
+    codes_BRG = torch.randint(0, NUM_CODEWORDS, (1, 9, 4))
+    largest = KeyValueTable(codebook, block, "bag").remote_key_value(codes_BRG)[0].abs().max()
+    block.key_value_weight *= 65504 / largest
+    exact, other = (KeyValueTable(codebook, block, "bag", each).remote_key_value(codes_BRG) for each in TYPES)
+    assert all(torch.equal(wanted, got) for wanted, got in zip(exact, other, strict=True))
+
+
 def never() -> bool:
     raise AssertionError("a bag was tried where there can be none")
 
@@ -69,15 +94,21 @@ def test_tables_are_made_where_they_are_faster_and_fit(
 def test_the_way_that_takes_less_time_here_is_chosen(slower: Way, chosen: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_tables, "_least_s", lambda table, _: 2.0 if table.way == slower else 1.0)
     codebooks, blocks = [random_codebook(4), random_codebook(4)], [Projection(), Projection()]
-    tables = remote_tables.remote_tables(codebooks, blocks, num_remote=9, budget_bytes=2 * 4 * TABLE_BYTES)
+    tables = remote_tables.remote_tables(
+        codebooks, blocks, num_remote=9, tables="fp32", budget_bytes=2 * 4 * TABLE_BYTES
+    )
     assert [table.way for table in tables] == [chosen, chosen]
 
 
 def test_nothing_is_tabled_where_nothing_is_remote() -> None:
-    tables = remote_tables.remote_tables([random_codebook(1)], [Projection()], num_remote=0, budget_bytes=1 << 30)
+    tables = remote_tables.remote_tables(
+        [random_codebook(1)], [Projection()], num_remote=0, tables="fp16", budget_bytes=1 << 30
+    )
     assert [table.way for table in tables] == ["project"]
 
 
 def test_both_ways_are_really_tried() -> None:
-    tables = remote_tables.remote_tables([random_codebook(4)], [Projection()], num_remote=9, budget_bytes=1 << 30)
+    tables = remote_tables.remote_tables(
+        [random_codebook(4)], [Projection()], num_remote=9, tables="fp32", budget_bytes=1 << 30
+    )
     assert tables[0].way in ("bag", "project")

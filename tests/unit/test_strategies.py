@@ -143,7 +143,7 @@ def test_astra_with_every_token_a_codeword_equals_single(
     num_groups: int,
 ) -> None:
     """Every class copy then attends to the same keys as the one of `single`, so their mean is that one too."""
-    config = AstraConfig(num_groups=num_groups, num_codewords=32)
+    config = AstraConfig(num_groups=num_groups, num_codewords=32, tables="fp32")
     logits, _, _ = serve(model, config, weights, pixels, lossless(num_groups, 32))
     assert relative_error(logits, expected) < EXACT
 
