@@ -31,7 +31,7 @@ import zmq
 from testbed.collect import empty, send_files
 from testbed.control_network import ControlNetwork
 from testbed.controller_line import ControllerLine
-from testbed.device_socket import Call, DeviceSocket
+from testbed.device_socket import DeviceSocket
 from testbed.errors import TestbedError, UnsupportedError
 from testbed.event_clock import EventClock
 from testbed.event_row import Row as EventRow
@@ -39,42 +39,39 @@ from testbed.keys import write_private
 from testbed.links import DeviceRules
 from testbed.own_limits import own_limits
 from testbed.program import Program, search_path
-from testbed.protocol import (
-    SILENCE_LIMIT_S,
+from testbed.protocol.calls import AgainCall, BarrierCall, Call, MarkCall, ProgressCall, RowCall
+from testbed.protocol.frames import decode_controller, encode
+from testbed.protocol.from_agents import (
     Again,
-    AgainCall,
     AgentMessage,
     Barrier,
-    BarrierCall,
-    BarrierOpen,
     Beat,
-    Begin,
-    Bye,
     Collected,
-    ControllerMessage,
     Counters,
     Exited,
     Failed,
     Hello,
-    Hold,
     LinkCount,
     Log,
     Mark,
-    MarkCall,
+    Progress,
+    Row,
+    Shaped,
+    Started,
+)
+from testbed.protocol.to_agents import (
+    SILENCE_LIMIT_S,
+    BarrierOpen,
+    Begin,
+    Bye,
+    ControllerMessage,
+    Hold,
     Next,
     Ping,
-    Progress,
-    ProgressCall,
     ReadCounters,
-    Row,
-    RowCall,
     Shape,
-    Shaped,
     Start,
-    Started,
     Stop,
-    decode_controller,
-    encode,
 )
 from testbed.schedule import Schedule, losses_to_come, rules_at
 from testbed.shaper import Shaper

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from testbed.protocol import FILE_CHUNK_BYTES, File
+from testbed.protocol.from_agents import FILE_CHUNK_BYTES, File
 
 __all__ = ["empty", "send_files"]
 

@@ -15,7 +15,7 @@ import zmq.asyncio
 
 from testbed.errors import DeviceError
 from testbed.keys import ControlKeys
-from testbed.protocol import MESSAGE_LIMIT_BYTES
+from testbed.protocol.frames import MESSAGE_LIMIT_BYTES
 
 __all__ = ["ControllerLine"]
 

@@ -18,7 +18,8 @@ from testbed.event_row import event_row
 from testbed.known_device import KnownDevice
 from testbed.links import rules_for
 from testbed.mailbox import Mailbox
-from testbed.protocol import Begin, Exited, Hello, Shape
+from testbed.protocol.from_agents import Exited, Hello
+from testbed.protocol.to_agents import Begin, Shape
 from testbed.record import Record
 from testbed.runtimes import Runtime
 from testbed.scenario import Scenario

@@ -16,13 +16,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from testbed.protocol import AgainCall, BarrierCall, DeviceCall, MarkCall, ProgressCall, RowCall, describe_fault
+from testbed.protocol.calls import Call, DeviceCall, describe_fault
 
 __all__ = ["DeviceSocket"]
 
 REQUEST_LIMIT_BYTES = 1 << 20
 
-Call = RowCall | MarkCall | ProgressCall | BarrierCall | AgainCall
 Handler = Callable[[Call], Awaitable[dict[str, Any]]]
 
 

@@ -1,6 +1,6 @@
 """One row of the table `events`: what was to happen when, and when it did."""
 
-from testbed.protocol import Value
+from testbed.protocol.message import Value
 
 __all__ = ["Row", "event_row"]
 

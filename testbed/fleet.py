@@ -26,36 +26,38 @@ from testbed.known_device import KnownDevice
 from testbed.links import rules_for
 from testbed.mailbox import Mailbox
 from testbed.printed import PrintedRows
-from testbed.protocol import (
-    PING_PERIOD_S,
-    SILENCE_LIMIT_S,
+from testbed.protocol.from_agents import (
     Again,
     AgentMessage,
     Barrier,
-    BarrierOpen,
     Beat,
-    Begin,
-    Bye,
     Collected,
-    ControllerMessage,
     Counters,
     Exited,
     Failed,
     File,
     Hello,
-    Hold,
     LinkCount,
     Log,
     Mark,
+    Progress,
+    Row,
+    Shaped,
+    Started,
+)
+from testbed.protocol.to_agents import (
+    PING_PERIOD_S,
+    SILENCE_LIMIT_S,
+    BarrierOpen,
+    Begin,
+    Bye,
+    ControllerMessage,
+    Hold,
     Next,
     Ping,
-    Progress,
     ReadCounters,
-    Row,
     Shape,
-    Shaped,
     Start,
-    Started,
     Stop,
 )
 from testbed.record import Record

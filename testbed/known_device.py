@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from testbed.protocol import Exited, LinkCount, Start
+from testbed.protocol.from_agents import Exited, LinkCount
+from testbed.protocol.to_agents import Start
 from testbed.scenario import DeviceSpec
 
 __all__ = ["KnownDevice"]

@@ -15,7 +15,9 @@ from zmq.utils import z85
 
 from testbed.errors import RuntimeFailureError
 from testbed.keys import ControlKeys
-from testbed.protocol import MESSAGE_LIMIT_BYTES, AgentMessage, Bye, ControllerMessage, decode_agent, encode
+from testbed.protocol.frames import MESSAGE_LIMIT_BYTES, decode_agent, encode
+from testbed.protocol.from_agents import AgentMessage
+from testbed.protocol.to_agents import Bye, ControllerMessage
 from testbed.roster import Roster
 
 __all__ = ["Mailbox"]

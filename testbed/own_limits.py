@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from testbed.protocol import Limits
+from testbed.protocol.from_agents import Limits
 
 __all__ = ["group_limits", "own_limits", "read_group"]
 

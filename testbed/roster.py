@@ -5,7 +5,7 @@ Keeps names and identities of connections; sends and waits for nothing.
 
 from collections.abc import Mapping, Sequence
 
-from testbed.protocol import AgentMessage, Hello, Limits
+from testbed.protocol.from_agents import AgentMessage, Hello, Limits
 from testbed.runtimes.cgroups import PAGE_BYTES, cpu_quota
 from testbed.scenario import DeviceSpec
 

@@ -8,7 +8,8 @@ import pytest
 import zmq
 from whole_runs import logs, run, start, state_of_run, wait_for_line, write
 
-from testbed.protocol import Hello, encode
+from testbed.protocol.frames import encode
+from testbed.protocol.from_agents import Hello
 from testbed.runtimes.container import AGENT_KEYS, CONTROL_PORT
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]

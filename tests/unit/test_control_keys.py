@@ -17,7 +17,9 @@ from testbed.controller_line import ControllerLine
 from testbed.errors import DeviceError, InputError
 from testbed.keys import AGENT_FILE, CONTROLLER_FILE, ControlKeys, make_control_keys
 from testbed.mailbox import Mailbox
-from testbed.protocol import AgentMessage, Beat, Hello, Ping, encode
+from testbed.protocol.frames import encode
+from testbed.protocol.from_agents import AgentMessage, Beat, Hello
+from testbed.protocol.to_agents import Ping
 from testbed.runtimes.compose import ComposeRuntime
 from testbed.runtimes.state import ProcessId, RunState
 

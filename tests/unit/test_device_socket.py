@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from testbed.device_socket import Call, DeviceSocket
+from testbed.device_socket import DeviceSocket
+from testbed.protocol.calls import Call
 
 
 async def with_socket(path: Path, use: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Any]]) -> Any:

@@ -18,7 +18,7 @@ from testbed.live_devices import DeviceMeter, Use
 from testbed.live_links import LinkNow
 from testbed.live_sample import DeviceNow, Snapshot, Watcher
 from testbed.live_view import line_of, picture
-from testbed.protocol import Exited
+from testbed.protocol.from_agents import Exited
 from testbed.runtimes.state import ProcessId, RunState
 from testbed.scenario import DeviceSpec
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from testbed.own_limits import own_limits
-from testbed.protocol import Limits
+from testbed.protocol.from_agents import Limits
 
 LIMITED = Limits(cpus=0.4, memory_bytes=499998720)
 UNLIMITED = Limits(cpus=None, memory_bytes=None)

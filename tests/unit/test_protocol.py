@@ -8,10 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from testbed import protocol
 from testbed.links import DeviceRules, LinkRule
 from testbed.loss import Bernoulli, GilbertElliott, Recorded
-from testbed.protocol import AgentMessage, ControllerMessage, DeviceCall, decode_agent, decode_controller, encode
+from testbed.protocol import from_agents, to_agents
+from testbed.protocol.calls import DeviceCall
+from testbed.protocol.frames import decode_agent, decode_controller, encode
+from testbed.protocol.from_agents import AgentMessage
+from testbed.protocol.to_agents import ControllerMessage
 from testbed.schedule import Change, DeviceEvent, LinkEvent, Schedule
 from testbed.traces import Course, Step
 
@@ -23,7 +26,7 @@ SCHEDULE = Schedule(
     ),
     device=(DeviceEvent(3, 1.0, "kill"),),
 )
-COUNT = protocol.LinkCount(bytes=1, packets=2, lost=3, overflowed=4)
+COUNT = from_agents.LinkCount(bytes=1, packets=2, lost=3, overflowed=4)
 RULES = DeviceRules(
     device="d0",
     address="10.77.0.1",
@@ -35,34 +38,34 @@ RULES = DeviceRules(
     uplink_bps=None,
 )
 FROM_AGENT = [
-    protocol.Hello(device="d0", address="10.77.0.1", pid=1, life="a"),
-    protocol.Shaped(mechanism={"rate": "htb"}),
-    protocol.Started(pid=1, user="root"),
-    protocol.Log(stream="stdout", line="é"),
-    protocol.Row(table="summary", row={"a": 1, "b": 1.5, "c": None, "d": True, "e": "x"}),
-    protocol.Mark(name="m", links={"d1": COUNT}),
-    protocol.Progress(label="x", done=1, total=2),
-    protocol.Barrier(name="b"),
-    protocol.Counters(links={"d1": COUNT}),
-    protocol.File(path="a/b", data=b"\x00\xff", last=True),
-    protocol.Exited(code=-9, last_lines=("a", "b")),
-    protocol.Collected(left_out=("c",)),
-    protocol.Again(left_out=("c",)),
-    protocol.Failed(error="no", exit_code=2),
-    protocol.Beat(),
+    from_agents.Hello(device="d0", address="10.77.0.1", pid=1, life="a"),
+    from_agents.Shaped(mechanism={"rate": "htb"}),
+    from_agents.Started(pid=1, user="root"),
+    from_agents.Log(stream="stdout", line="é"),
+    from_agents.Row(table="summary", row={"a": 1, "b": 1.5, "c": None, "d": True, "e": "x"}),
+    from_agents.Mark(name="m", links={"d1": COUNT}),
+    from_agents.Progress(label="x", done=1, total=2),
+    from_agents.Barrier(name="b"),
+    from_agents.Counters(links={"d1": COUNT}),
+    from_agents.File(path="a/b", data=b"\x00\xff", last=True),
+    from_agents.Exited(code=-9, last_lines=("a", "b")),
+    from_agents.Collected(left_out=("c",)),
+    from_agents.Again(left_out=("c",)),
+    from_agents.Failed(error="no", exit_code=2),
+    from_agents.Beat(),
 ]
 FROM_CONTROLLER = [
-    protocol.Shape(rules=RULES),
-    protocol.Begin(),
-    protocol.Start(command=("a",), environment={}, config="{}", folder="/", schedule=SCHEDULE),
-    protocol.Start(command=("a", "b"), environment={"A": "1"}, config="{}", folder="/", uid=1, gid=2),
-    protocol.BarrierOpen(name="b"),
-    protocol.ReadCounters(),
-    protocol.Next(more=True),
-    protocol.Stop(grace_s=0.1),
-    protocol.Ping(),
-    protocol.Hold(),
-    protocol.Bye(),
+    to_agents.Shape(rules=RULES),
+    to_agents.Begin(),
+    to_agents.Start(command=("a",), environment={}, config="{}", folder="/", schedule=SCHEDULE),
+    to_agents.Start(command=("a", "b"), environment={"A": "1"}, config="{}", folder="/", uid=1, gid=2),
+    to_agents.BarrierOpen(name="b"),
+    to_agents.ReadCounters(),
+    to_agents.Next(more=True),
+    to_agents.Stop(grace_s=0.1),
+    to_agents.Ping(),
+    to_agents.Hold(),
+    to_agents.Bye(),
 ]
 
 

@@ -1,6 +1,6 @@
 """Agents get their names by word or in order of arrival; too many of them and limits that differ are faults."""
 
-from testbed.protocol import Beat, Hello, Limits
+from testbed.protocol.from_agents import Beat, Hello, Limits
 from testbed.roster import Roster
 from testbed.scenario import DeviceSpec
 

@@ -20,10 +20,12 @@ from pydantic import ValidationError
 from test_protocol import FROM_AGENT, FROM_CONTROLLER
 from transport_worlds import free_port
 
-from testbed.device_socket import Call, DeviceSocket
+from testbed.device_socket import DeviceSocket
 from testbed.keys import make_control_keys
 from testbed.mailbox import Mailbox
-from testbed.protocol import DeviceCall, Hello, decode_agent, decode_controller, encode
+from testbed.protocol.calls import Call, DeviceCall
+from testbed.protocol.frames import decode_agent, decode_controller, encode
+from testbed.protocol.from_agents import Hello
 
 NUM_FRAMES = 100_000
 NUM_LIVE = 2_000
