@@ -21,7 +21,8 @@ from testbed.display import Display
 from testbed.errors import CalibrationError, InterruptError, TestbedError, UnsupportedError
 from testbed.event_clock import SIGNALS
 from testbed.expect import Verdict, judge
-from testbed.fleet import Fleet, Identity, Job
+from testbed.fleet import Fleet
+from testbed.job import Job
 from testbed.links import rules_for
 from testbed.loss import NO_LOSS
 from testbed.losses_seen import pattern_columns
@@ -30,6 +31,7 @@ from testbed.replay import differences, finished_run
 from testbed.results import RESULTS_FILE, run_rows, write_table
 from testbed.runtimes import RUNTIMES
 from testbed.runtimes.state import ProcessId, RunState, new_run_id
+from testbed.runtimes.surroundings import Identity
 from testbed.scenario import Scenario, device_names, load
 from testbed.schedule import loss_changes, schedule_for
 from testbed.trace_error import trace_rows

@@ -9,15 +9,15 @@ started as it was the first time. Barriers, and what the programs make of it all
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from testbed.device_action import DEVICE_ACTIONS
 from testbed.device_clock import DeviceClock, Done, Due, Trouble
 from testbed.errors import DeviceError
 from testbed.event_row import event_row
+from testbed.known_agents import KnownAgents
 from testbed.known_device import KnownDevice
 from testbed.links import rules_for
-from testbed.mailbox import Mailbox
 from testbed.protocol.from_agents import Exited, Hello
 from testbed.protocol.to_agents import Begin, Shape
 from testbed.record import Record
@@ -37,14 +37,14 @@ class DeviceEvents:
         self,
         scenario: Scenario,
         runtime: Runtime,
-        devices: Mapping[str, KnownDevice],
+        agents: KnownAgents,
         *,
-        mailbox: Mailbox,
         record: Record,
         on_down: Callable[[str], None],
     ):
-        self._scenario, self._runtime, self._devices = scenario, runtime, devices
-        self._mailbox, self._record, self._on_down = mailbox, record, on_down
+        self._scenario, self._runtime = scenario, runtime
+        self._agents, self._devices = agents, agents.devices
+        self._record, self._on_down = record, on_down
         self._clock = DeviceClock({}, runtime.act)
         self._restarts: dict[str, Done] = {}
         """Those that are done, of devices that are not back."""
@@ -105,16 +105,14 @@ class DeviceEvents:
             device.state = "returning"
             since_s = self._clock.elapsed_s()
             device.start = device.start.model_copy(update={"since_s": since_s})
-            rules = rules_for(
-                self._scenario, name, {other: each.address or "" for other, each in self._devices.items()}
-            )
-            self._mailbox.send(name, Shape(rules=rules, schedule=device.start.schedule, since_s=since_s))
+            rules = rules_for(self._scenario, name, self._agents.addresses())
+            self._agents.send(name, Shape(rules=rules, schedule=device.start.schedule, since_s=since_s))
 
     def shaped(self, name: str) -> None:
         """Start the program of a device that is on its way back."""
         device = self._devices[name]
         if device.state == "returning" and device.start is not None:
-            self._mailbox.send(name, device.start)
+            self._agents.send(name, device.start)
 
     def started(self, name: str) -> None:
         """Let a device that is back, with its program started, take part again."""
@@ -122,7 +120,7 @@ class DeviceEvents:
         if device.state == "returning":
             device.state = "up"
             self._back_s[name] = self._clock.elapsed_s()
-            self._mailbox.send(name, Begin(elapsed_s=self._back_s[name]))
+            self._agents.send(name, Begin(elapsed_s=self._back_s[name]))
             self._finish_restart(name)
 
     def _expect(self, name: str, device: KnownDevice, action: str) -> None:

@@ -51,6 +51,12 @@ class KnownDevice:
             return "paused"
         return "waiting" if self.asks else "running" if self.started else "ready"
 
+    def begin(self, start: Start) -> None:
+        """Take note that its agent is told to start a program."""
+        self.start = start
+        self.started, self.asks, self.exited, self.collected = False, False, None, False
+        self.paused_program = False
+
     def note_event(self, action: object) -> None:
         """Take note of what its agent has done to its program."""
         if action in ("pause", "resume"):
