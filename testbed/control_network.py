@@ -22,7 +22,7 @@ from typing import Any
 
 from testbed.errors import DeviceError
 
-__all__ = ["PROGRAMS_PORT", "ControlNetwork", "name_order"]
+__all__ = ["PROGRAMS_PORT", "ControlNetwork", "ipv4_address", "name_order"]
 
 PROGRAMS_PORT = 29501
 """Where a program may listen on the control network, which is not shaped: for words, not for data."""
@@ -70,9 +70,8 @@ class ControlNetwork:
 
     def rank_addresses(self, folder: Path) -> None:
         """Let the device's own name mean its address on the data network first (see images/Dockerfile)."""
-        (shown,) = _ip("-4", "address", "show", "dev", self.data_interface())
         file = folder / "gai.conf"
-        file.write_text(name_order(shown["addr_info"][0]["local"]))
+        file.write_text(name_order(ipv4_address(self.data_interface())))
         file.chmod(0o644)
 
     def reserve(self) -> None:
@@ -104,6 +103,11 @@ table inet testbed_control {{
 }}
 """
         _run("nft", "-f", "-", text=rules)
+
+
+def ipv4_address(interface: str) -> str:
+    """Return the first address of an interface. Raises DeviceError."""
+    return str(_ip("-4", "address", "show", "dev", interface)[0]["addr_info"][0]["local"])
 
 
 def name_order(preferred: str) -> str:
