@@ -18,10 +18,11 @@ from rich.markup import escape
 
 from testbed import controller, junit, report, status, workload
 from testbed import doctor as examination
-from testbed.controller import Options, Outcome
+from testbed.controller import Outcome
 from testbed.display import Display, fitting_table
 from testbed.errors import InputError, TestbedError
 from testbed.keys import AGENT_FILE, CONTROLLER_FILE, make_control_keys
+from testbed.options import Options
 from testbed.record import Row
 from testbed.render import compose_file
 from testbed.replay import finished_run, not_compared

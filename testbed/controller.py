@@ -18,61 +18,39 @@ from typing import Any
 
 from testbed import probe
 from testbed.display import Display
-from testbed.errors import CalibrationError, InterruptError, TestbedError, UnsupportedError
-from testbed.event_clock import SIGNALS
+from testbed.errors import InterruptError, TestbedError
 from testbed.expect import Verdict, judge
 from testbed.fleet import Fleet
 from testbed.job import Job
 from testbed.links import rules_for
-from testbed.loss import NO_LOSS
 from testbed.losses_seen import pattern_columns
+from testbed.measuring import measure_links, report_calibration
+from testbed.options import Options, check_cpus, check_events
 from testbed.record import Record, Row, Status, describe_machine, mark_interrupted
 from testbed.replay import differences, finished_run
 from testbed.results import RESULTS_FILE, run_rows, write_table
 from testbed.runtimes import RUNTIMES
 from testbed.runtimes.state import ProcessId, RunState, new_run_id
-from testbed.runtimes.surroundings import Identity
 from testbed.scenario import Scenario, device_names, load
 from testbed.schedule import loss_changes, schedule_for
 from testbed.trace_error import trace_rows
 from testbed.workload import check, invoking_user, prepare
 
 __all__ = [
-    "Options",
     "Outcome",
     "calibrate",
-    "check_cpus",
-    "check_events",
     "conclude",
     "devices",
     "down",
-    "measure_links",
     "recording",
     "remove_abandoned",
     "replay",
-    "report_calibration",
     "run",
     "run_program",
     "up",
 ]
 
 TERMINATE_WAIT_S = 15.0
-PROBE_TIMEOUT_S = 600.0
-CPUS_SLACK = 1e-6
-"""For sums of numbers such as 0.1."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run a scenario, apart from what it says."""
-
-    runtime: str = "netns"
-    out: Path | None = None
-    uncapped: bool = False
-    calibrate: bool = True
-    go_on: bool = False
-    """Run although a link measured outside its tolerance."""
-    timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +94,7 @@ def calibrate(scenario: Scenario, options: Options, display: Display) -> Outcome
     with recording(record), devices(scenario, options, record, display) as (fleet, _):
         display.phase("calibrating links")
         rows = measure_links(fleet, scenario, record, full=True)
-        record.manifest({**describe_machine(), **fleet.facts(), "options": _plain(options)})
+        record.manifest({**describe_machine(), **fleet.facts(), "options": options.plain()})
     verdicts = tuple(Verdict(bool(row["ok"]), probe.describe(row)) for row in rows)
     record.finish("ok" if all(verdict.met for verdict in verdicts) else "failed")
     identity = invoking_user()
@@ -165,7 +143,7 @@ def run_program(
     try:
         fleet.execute(job, invoking_user(), may_wait=may_wait)
     finally:
-        record.manifest({**machine, **fleet.facts(), "options": _plain(options)})
+        record.manifest({**machine, **fleet.facts(), "options": options.plain()})
     if job.summary and not record.tables.get("summary"):
         display.say(
             f"workload.summary: no JSON object on stdout had all of {', '.join(job.summary.values())}; see logs/"
@@ -280,32 +258,6 @@ def devices(
                 state.forget()
 
 
-def check_cpus(scenario: Scenario, options: Options) -> None:
-    """Refuse devices that together have more CPUs than this machine: they would take them from one another."""
-    if options.go_on or options.uncapped or options.runtime == "compose":
-        return
-    caps = [scenario.devices.spec(name).cpus or 0.0 for name in device_names(scenario.devices.count)]
-    cores = len(os.sched_getaffinity(0))
-    if sum(caps) > cores + CPUS_SLACK:
-        raise UnsupportedError(
-            f"devices.cpus: must add up to at most this machine's {cores} cores, got {sum(caps):g}; give the devices "
-            "less (null sets no limit), or run with --go-on and do not believe the figures"
-        )
-
-
-def check_events(scenario: Scenario, options: Options) -> None:
-    """Refuse events that neither the runtime nor an agent can carry out."""
-    able = RUNTIMES[options.runtime].acts | SIGNALS.keys()
-    faults = [
-        f"events[{number}].action: must be {' or '.join(sorted(able))} with --runtime {options.runtime}, got "
-        f"{event.action!r}; only an engine starts a device again: use --runtime docker or netns"
-        for number, event in enumerate(scenario.events)
-        if event.device is not None and event.action not in able
-    ]
-    if faults:
-        raise UnsupportedError("\n".join(faults))
-
-
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Let an impatient second Ctrl-C not stop the clean-up."""
@@ -316,41 +268,6 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def _plain(options: Options) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
-
-
-def measure_links(fleet: Fleet, scenario: Scenario, record: Record, *, full: bool) -> list[Row]:
-    """Measure every link with the probe: speed without loss, then loss. The links are left shaped for neither."""
-    rules = [rules_for(scenario, name, fleet.addresses()) for name in device_names(scenario.devices.count)]
-    lossy = any(rule.loss != NO_LOSS for device in rules for rule in device.rules)
-    fleet.shape(with_loss=False)
-    _probe(fleet, probe.make_plan(rules, phase="speed", full=full))
-    if lossy:
-        fleet.shape()
-        _probe(fleet, probe.make_plan(rules, phase="loss", full=full))
-    return record.tables.get("calibration", [])
-
-
-def _probe(fleet: Fleet, plan: probe.Plan) -> None:
-    job = Job("the probe", probe.COMMAND, plan.model_dump(mode="json"), Path.cwd(), PROBE_TIMEOUT_S)
-    fleet.execute(job, Identity())
-
-
-def report_calibration(rows: list[Row], display: Display, *, go_on: bool) -> None:
-    """Say how true the links are. Raises CalibrationError if one is not, unless told to go on."""
-    off = [probe.describe(row) for row in rows if not row["ok"]]
-    if not off:
-        display.say(f"calibrated: {len(rows)} measurements of the links, all within tolerance")
-        return
-    if not go_on:
-        raise CalibrationError(
-            "\n".join([*off, "other programs on this machine disturb the links; stop them, or run with --go-on"])
-        )
-    for line in off:
-        display.say(f"out of tolerance: {line}")
 
 
 def _record_links(fleet: Fleet, scenario: Scenario, record: Record) -> None:

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from testbed.controller import Options
 from testbed.display import Display, fitting_table, format_value, table_of
 from testbed.errors import InputError
+from testbed.options import Options
 from testbed.record import Record
 from testbed.results import MEASURES, OWN, SETTING, Row
 from testbed.runtimes import RUNTIMES, userns

@@ -7,9 +7,9 @@ checked cells --plan--> batches --Stage.open--> devices --serve--> run folder, r
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from testbed.controller import Options, check_cpus, check_events
 from testbed.display import Display
 from testbed.errors import CalibrationError, InputError, InterruptError, TestbedError, UnsupportedError
+from testbed.options import Options, check_cpus, check_events
 from testbed.sweep.cells import Cell, Sweep
 from testbed.sweep.estimate import Estimate, duration_text
 from testbed.sweep.folder import SweepFolder

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Protocol
 
 from testbed import controller
-from testbed.controller import Options, Outcome
+from testbed.controller import Outcome
 from testbed.display import Display
 from testbed.fleet import Fleet
+from testbed.measuring import measure_links, report_calibration
+from testbed.options import Options
 from testbed.record import Record, describe_machine
 from testbed.record import Row as RecordRow
 from testbed.runtimes.state import RunState
@@ -87,7 +89,7 @@ class Session:
             with tempfile.TemporaryDirectory(prefix="testbed-sweep-") as scratch:
                 record = Record.create(name=scenario.name, scenario=scenario.dump(), out=Path(scratch) / "calibration")
                 fleet.turn_to(scenario, record)
-                self._measured[key] = controller.measure_links(fleet, scenario, record, full=False)
+                self._measured[key] = measure_links(fleet, scenario, record, full=False)
 
     def serve(self, fleet: Fleet, scenario: Scenario, record: Record, *, may_wait: bool) -> Outcome:
         """Run a scenario on devices that exist."""
@@ -97,7 +99,7 @@ class Session:
             for row in measured:
                 record.row("calibration", row)
             if self._options.calibrate:
-                controller.report_calibration(measured, self._display, go_on=self._options.go_on)
+                report_calibration(measured, self._display, go_on=self._options.go_on)
             fleet.shape()
             controller.run_program(
                 fleet, scenario, self._options, record, self._display, machine=self._machine, may_wait=may_wait

@@ -25,9 +25,9 @@ from chart_style import COLOURS, STYLE
 from rich.console import Console
 
 from testbed import controller
-from testbed.controller import Options
 from testbed.display import Display
 from testbed.errors import TestbedError
+from testbed.options import Options
 from testbed.record import Record
 from testbed.scenario import load
 

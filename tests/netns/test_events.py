@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from testbed.controller import Options, run
+from testbed.controller import run
 from testbed.display import Display
 from testbed.links import DeviceRules, LinkRule
 from testbed.loss import NO_LOSS, Bernoulli, Recorded
+from testbed.options import Options
 from testbed.scenario import parse
 from testbed.shaper import LinkCounters, Shaper
 

@@ -19,9 +19,9 @@ from rich.console import Console
 from whole_runs import TESTBED, cli, environment, run, start, state_of_run, wait_for_line, write
 
 from testbed import controller
-from testbed.controller import Options
 from testbed.display import Display
 from testbed.errors import DeviceError
+from testbed.options import Options
 from testbed.runtimes import RUNTIMES
 from testbed.runtimes.netns import NetnsRuntime
 from testbed.scenario import load

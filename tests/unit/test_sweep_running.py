@@ -8,8 +8,8 @@ import pytest
 from sweep_worlds import COUNT, RATE, FakeStage, go, make_sweep
 
 from testbed import load_results
-from testbed.controller import Options
 from testbed.errors import CalibrationError, DeviceError, InputError, InterruptError, UnsupportedError
+from testbed.options import Options
 from testbed.sweep.estimate import Estimate, duration_text
 from testbed.sweep.folder import Description, SweepFolder
 from testbed.sweep.merge import merge
