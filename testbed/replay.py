@@ -11,13 +11,12 @@ had to do without, in a column `missing_digest`, is held against the row of the 
 row does, other things were missing, and there is nothing to compare: `not_compared` says of how many.
 """
 
-import csv
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from testbed.errors import InputError
+from testbed.run_folder import MANIFEST_FILE, SUMMARY_FILE, is_finished, read_object, read_rows
 
 __all__ = ["differences", "finished_run", "not_compared"]
 
@@ -33,12 +32,12 @@ Cells = tuple[tuple[str, str], ...]
 def finished_run(folder: Path) -> dict[str, object]:
     """Return the options of a run that came to its end, its expectations met or not. Raises InputError for others."""
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-        status, error = summary["status"], summary["error"]
-        options = json.loads((folder / "manifest.json").read_text())["options"]
+        summary = read_object(folder / SUMMARY_FILE)
+        status = summary["status"]
+        options = read_object(folder / MANIFEST_FILE)["options"]
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise InputError([f"RUN_DIR: must be the folder of a run, got '{folder}' ({fault})"]) from fault
-    if status not in ("ok", "failed") or error is not None:
+    if not is_finished(summary):
         raise InputError([f"RUN_DIR: must be a finished run, got '{folder}', which is {status}"])
     return dict(options)
 
@@ -113,7 +112,4 @@ def _is_number(cell: str) -> bool:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_rows(path) if path.exists() else []

@@ -10,7 +10,6 @@ joined. A column of the summary that has one of these names is called `summary.<
 """
 
 import csv
-import json
 import statistics
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import InputError
+from testbed.run_folder import SCENARIO_FILE, SUMMARY_FILE, read_object
 from testbed.value_at import as_cell, value_at
-from testbed.yaml_file import read
 
 if TYPE_CHECKING:
     import pandas
@@ -59,7 +58,7 @@ def load(path: Path | str) -> "pandas.DataFrame":
     table = place / RESULTS_FILE if place.is_dir() else place
     if table.is_file():
         return pandas.read_csv(table, keep_default_na=False, na_values=[""])
-    if (place / "summary.json").is_file():
+    if (place / SUMMARY_FILE).is_file():
         return pandas.DataFrame(run_rows(place))
     raise InputError(
         [f"load_results: must be given a folder of results, got '{path}'; testbed run and sweep make them"]
@@ -75,8 +74,8 @@ def run_rows(
     for what is no run folder.
     """
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-        tree = read(folder / "scenario.yaml").tree if scenario is None else scenario
+        summary = read_object(folder / SUMMARY_FILE)
+        tree = read_object(folder / SCENARIO_FILE) if scenario is None else scenario
         said = {name: summary[name] for name in ("status", "started_utc", "duration_s")}
         return [_row_of(tree, {"folder": ".", **said, **about}, row, axes) for row in summary["rows"]]
     except (OSError, ValueError, KeyError, TypeError) as error:

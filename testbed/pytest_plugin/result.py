@@ -1,11 +1,12 @@
 """What a run came to, as its folder says."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from testbed.run_folder import SUMMARY_FILE, read_object
 
 if TYPE_CHECKING:
     import pandas
@@ -89,10 +90,9 @@ class RunResult:
     @cached_property
     def _said(self) -> Mapping[str, Any]:
         try:
-            said: Mapping[str, Any] = json.loads((self.folder / "summary.json").read_text())
+            return read_object(self.folder / SUMMARY_FILE)
         except FileNotFoundError:
             return {}
-        return said
 
 
 def _names(row: Mapping[str, Value]) -> str:

@@ -1,12 +1,11 @@
 """Run folders as they lie on disk, whole or cut off.
 
-    folder --RunFolder.read--> tables of typed rows, summary, manifest, scenario; what is not there has a reason
+    folder --run_folder, file by file--> RunFolder: typed rows, summary, manifest, scenario, and reasons for the rest
 
-Nothing here fails for want of a file: a run that was killed leaves few, and its report says which.
+Lenient where `run_folder` is strict: a run that was killed leaves few files, and its report says which.
 """
 
 import csv
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +14,14 @@ from typing import Any
 
 from testbed.errors import InputError
 from testbed.record import Row
-from testbed.yaml_file import read
+from testbed.run_folder import MANIFEST_FILE, SCENARIO_FILE, SUMMARY_FILE, is_finished, read_object, read_rows
 
 __all__ = ["RunFolder", "find_runs"]
 
 Value = str | int | float | bool | None
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
-_MARKS_OF_A_RUN = ("summary.json", "scenario.yaml")
+_MARKS_OF_A_RUN = (SUMMARY_FILE, SCENARIO_FILE)
 _DEEPEST = 4
 """Folders between that of a sweep and that of a run."""
 _USUAL_REASONS = {
@@ -65,9 +64,9 @@ class RunFolder:
         return cls(
             path,
             tables,
-            summary=_object(path / "summary.json", unreadable),
-            manifest=_object(path / "manifest.json", unreadable),
-            scenario=_object(path / "scenario.yaml", unreadable),
+            summary=_object(path / SUMMARY_FILE, unreadable),
+            manifest=_object(path / MANIFEST_FILE, unreadable),
+            scenario=_object(path / SCENARIO_FILE, unreadable),
             unreadable=unreadable,
         )
 
@@ -89,7 +88,7 @@ class RunFolder:
         """Say in a sentence why a file's content cannot be shown."""
         if file in self.unreadable:
             return f"{file} cannot be read: {self.unreadable[file]}."
-        if self.status in ("ok", "failed") and not self.summary.get("error"):
+        if is_finished(self.summary):
             reason = _USUAL_REASONS.get(file.partition(".")[0], "the run did not write it")
         else:
             reason = f"the run is marked {self.status} and may have ended before it was written"
@@ -112,28 +111,20 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def _object(path: Path, unreadable: dict[str, str]) -> dict[str, Any]:
-    """Read a JSON or YAML object."""
+    """Read an object; nothing if there is none, and the reason in `unreadable` if it is there and broken."""
     try:
-        if not path.exists():
-            return {}
-        found = json.loads(path.read_text()) if path.suffix == ".json" else dict(read(path).tree)
-        if not isinstance(found, dict):
-            raise ValueError("it holds no object")
+        return read_object(path) if path.exists() else {}
     except (OSError, ValueError, InputError) as error:
         unreadable[path.name] = str(error)
         return {}
-    return found
 
 
 def _rows(path: Path) -> list[Row]:
-    with path.open(newline="") as file:
-        return [
-            {name: _typed(name, text) for name, text in row.items() if name is not None} for row in csv.DictReader(file)
-        ]
+    return [{name: _typed(name, text) for name, text in row.items()} for row in read_rows(path)]
 
 
-def _typed(name: str, text: str | None) -> Value:
-    """Undo what `csv` did to a value; a row that was cut off has None for what is not there."""
+def _typed(name: str, text: str) -> Value:
+    """Undo what `csv` did to a value; None for what is not there."""
     if not text:
         return None
     if text in ("True", "False"):

@@ -22,6 +22,7 @@ from typing import Any
 from testbed.errors import InputError
 from testbed.record import Record
 from testbed.results import RESULTS_FILE, Row, run_rows, spread, write_table
+from testbed.run_folder import SUMMARY_FILE, is_finished, read_object
 from testbed.sweep.cells import Cell, Sweep
 from testbed.sweep.order import Run
 
@@ -146,7 +147,7 @@ class SweepFolder:
     def _take_in(self, key: tuple[str, int], folder: Path, scenario: Mapping[str, Any] | None = None) -> None:
         place, axes = str(folder.relative_to(self.path)), self.description.axes
         self._rows[key] = run_rows(folder, scenario, axes=axes, cell=key[0], run=key[1], folder=place)
-        self.durations_s[key] = float(json.loads((folder / "summary.json").read_text())["duration_s"])
+        self.durations_s[key] = float(read_object(folder / SUMMARY_FILE)["duration_s"])
 
 
 def finished_runs(path: Path, description: Description) -> Iterator[tuple[KnownCell, int, Path]]:
@@ -166,7 +167,6 @@ def _place_of(path: Path, cell: KnownCell) -> Path:
 
 def _is_finished(folder: Path) -> bool:
     try:
-        summary = json.loads((folder / "summary.json").read_text())
+        return is_finished(read_object(folder / SUMMARY_FILE))
     except (OSError, ValueError):
         return False
-    return summary.get("status") in ("ok", "failed") and summary.get("error") is None
