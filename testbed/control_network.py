@@ -15,12 +15,12 @@ import os
 import re
 import socket
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from testbed.errors import DeviceError
+from testbed.retrying import retried
 
 __all__ = ["PROGRAMS_PORT", "ControlNetwork", "ipv4_address", "name_order"]
 
@@ -117,15 +117,13 @@ def name_order(preferred: str) -> str:
 
 
 def _resolve(host: str) -> str:
-    deadline = time.monotonic() + RESOLVE_TIMEOUT_S
-    while True:
-        try:
-            return socket.gethostbyname(host)
-        except OSError as error:
-            if time.monotonic() > deadline:
-                message = f"controller: {host} must have an address within {RESOLVE_TIMEOUT_S:g} s, got {error}"
-                raise DeviceError(message) from error
-            time.sleep(RESOLVE_PERIOD_S)
+    return retried(
+        lambda: socket.gethostbyname(host),
+        while_raising=OSError,
+        timeout_s=RESOLVE_TIMEOUT_S,
+        period_s=RESOLVE_PERIOD_S,
+        complaint=lambda error: f"controller: {host} must have an address within {RESOLVE_TIMEOUT_S:g} s, got {error}",
+    )
 
 
 def _ip(*arguments: str) -> list[dict[str, Any]]:

@@ -7,15 +7,14 @@ keeps volumes), so it is looked at again for as long as nobody answers. Does not
 """
 
 import math
-import time
 from pathlib import Path
 
 import zmq
 import zmq.asyncio
 
-from testbed.errors import DeviceError
 from testbed.keys import ControlKeys
 from testbed.protocol.frames import MESSAGE_LIMIT_BYTES
+from testbed.retrying import retried
 
 __all__ = ["ControllerLine"]
 
@@ -75,12 +74,10 @@ class ControllerLine:
 
 def _wait_for(path: Path, timeout_s: float) -> ControlKeys:
     """Read a key file that the controller may still have to write. Raises DeviceError, InputError."""
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        try:
-            return ControlKeys.read(path)
-        except FileNotFoundError as error:
-            if time.monotonic() > deadline_s:
-                message = f"--keys: {path} must be there within {timeout_s:g} s, got nothing; see docs/security.md"
-                raise DeviceError(message) from error
-            time.sleep(KEYS_PERIOD_S)
+    return retried(
+        lambda: ControlKeys.read(path),
+        while_raising=FileNotFoundError,
+        timeout_s=timeout_s,
+        period_s=KEYS_PERIOD_S,
+        complaint=lambda _: f"--keys: {path} must be there within {timeout_s:g} s, got nothing; see docs/security.md",
+    )
