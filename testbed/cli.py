@@ -18,17 +18,24 @@ from rich.markup import escape
 
 from testbed import controller, junit, report, status, workload
 from testbed import doctor as examination
-from testbed.controller import Outcome
-from testbed.display import Display, fitting_table
+from testbed.display import Display
 from testbed.errors import InputError, TestbedError
 from testbed.keys import AGENT_FILE, CONTROLLER_FILE, make_control_keys
 from testbed.options import Options
-from testbed.record import Row
+from testbed.printing import (
+    console,
+    say,
+    say_report,
+    show_calibration,
+    show_comparison,
+    show_findings,
+    show_outcome,
+)
 from testbed.render import compose_file
 from testbed.replay import finished_run, not_compared
 from testbed.runtimes import RUNTIMES, userns
 from testbed.runtimes.state import RunState
-from testbed.scenario import Scenario, json_schema, load
+from testbed.scenario import json_schema, load
 from testbed.sweep.cells import is_sweep
 from testbed.sweep.cells import load as load_sweep
 from testbed.sweep.command import app as sweep_app
@@ -42,8 +49,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(sweep_app, name="sweep")
-# A file or a pipe has no width; tables need more than the 80 columns that rich would assume there.
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 errors = Console(stderr=True)
 
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO.yaml", help="the scenario")]
@@ -79,25 +84,13 @@ def run(
     with junit.kept(junit_file, scenario.stem) as suite:
         loaded = load(scenario)
         suite.name = loaded.name
-        _need_network_namespaces(runtime)
-        options = Options(_known_runtime(runtime), out, uncapped, calibrate, go_on, timeout_s)
+        options = Options(_ready(runtime), out, uncapped, calibrate, go_on, timeout_s)
         with Display(console, live=False if plain else None) as display:
             outcome = controller.run(loaded, options, display)
         suite.take(outcome.tables, outcome.verdicts)
-    _show_outcome(loaded, outcome)
-    _report_if_cheap(outcome.folder, runtime)
+    show_outcome(loaded, outcome)
+    say_report(outcome.folder, runtime)
     raise typer.Exit(0 if outcome.ok else 1)
-
-
-def _show_outcome(loaded: Scenario, outcome: Outcome) -> None:
-    rows = outcome.tables.get("summary", [])
-    if rows:
-        title = f"{loaded.name}: {_describe_setting(loaded)}"
-        console.print(fitting_table(rows, console, title=title))
-    for verdict in outcome.verdicts:
-        mark = "[green]met[/green]    " if verdict.met else "[red]not met[/red]"
-        console.print(f"expected, {mark}  {escape(verdict.text)}", highlight=False, soft_wrap=True)
-    console.print(f"results: {escape(str(outcome.folder))}", highlight=False, soft_wrap=True)
 
 
 @app.command("report")
@@ -109,10 +102,10 @@ def report_command(
     ] = None,
 ) -> None:
     """Make one HTML page of a run or a sweep, with curves, where the time went, links, events; it needs no network."""
-    console.print(f"report: {escape(str(report.write_report(folder, out)))}", highlight=False, soft_wrap=True)
+    say(f"report: {escape(str(report.write_report(folder, out)))}")
     if charts is not None:
         count = len(report.write_charts(folder, charts))
-        console.print(f"charts: {count} in {escape(str(charts))}", highlight=False, soft_wrap=True)
+        say(f"charts: {count} in {escape(str(charts))}")
 
 
 @app.command()
@@ -123,16 +116,10 @@ def replay(
     plain: Plain = False,
 ) -> None:
     """Run a finished run again and compare: which packets were lost, what was sent and answered must be the same."""
-    _need_network_namespaces(_known_runtime(runtime) if runtime else str(finished_run(folder)["runtime"]))
+    _ready(runtime or str(finished_run(folder)["runtime"]))
     with Display(console, live=False if plain else None) as display:
         outcome, differences = controller.replay(folder, display, out=out, runtime=runtime)
-    for line in differences:
-        console.print(f"[red]differs[/red]  {escape(line)}", highlight=False, soft_wrap=True)
-    for line in not_compared(folder, outcome.folder):
-        console.print(f"not compared  {escape(line)}", highlight=False, soft_wrap=True)
-    if not differences:
-        console.print("the same: packets lost by position, and all that the program reported but numbers")
-    console.print(f"results: {escape(str(outcome.folder))}", highlight=False, soft_wrap=True)
+    show_comparison(outcome, differences, not_compared(folder, outcome.folder))
     raise typer.Exit(1 if differences else 0)
 
 
@@ -140,9 +127,9 @@ def replay(
 def up(scenario: ScenarioFile, runtime: RuntimeName = "netns", uncapped: Uncapped = False) -> None:
     """Make and shape a scenario's devices and leave them standing, for `testbed exec`, until `testbed down`."""
     loaded = load(scenario)
-    _need_network_namespaces(runtime)
+    options = Options(_ready(runtime), uncapped=uncapped)
     with Display(console) as display:
-        state = controller.up(loaded, Options(_known_runtime(runtime), uncapped=uncapped), display)
+        state = controller.up(loaded, options, display)
     for device, address in state.addresses.items():
         console.print(f"{device}  {address}", highlight=False)
     console.print(
@@ -202,8 +189,9 @@ def down(
     chosen = [state for state in states if not names or state.run_id in names or state.name in names]
     unknown = set(names or ()) - {state.run_id for state in states} - {state.name for state in states}
     if unknown:
-        known = ", ".join(f"{state.run_id} ({state.name})" for state in states) or "none"
-        raise InputError([f"RUN: must be a run that is up, got {', '.join(sorted(unknown))!r}; up now: {known}"])
+        raise InputError(
+            [f"RUN: must be a run that is up, got {', '.join(sorted(unknown))!r}; up now: {_names(states)}"]
+        )
     for state in chosen:
         controller.down(state)
         console.print(f"removed {state.run_id} ({state.name})", highlight=False)
@@ -221,19 +209,10 @@ def calibrate(
 ) -> None:
     """Measure every link of a scenario: rate, message times, round trip and loss, asked against got."""
     loaded = load(scenario)
-    _need_network_namespaces(runtime)
-    options = Options(_known_runtime(runtime), out, uncapped)
+    options = Options(_ready(runtime), out, uncapped)
     with Display(console, live=False if plain else None) as display:
         outcome = controller.calibrate(loaded, options, display)
-    console.print(fitting_table(_one_row_a_link(outcome.tables.get("calibration", [])), console))
-    console.print(
-        "measured/asked, ! where out of tolerance; calibration.csv has every measurement with its tolerance",
-        style="dim",
-    )
-    for verdict in outcome.verdicts:
-        if not verdict.met:
-            console.print(f"[red]out of tolerance[/red]  {escape(verdict.text)}", highlight=False)
-    console.print(f"results: {escape(str(outcome.folder))}", highlight=False, soft_wrap=True)
+    show_calibration(outcome)
     raise typer.Exit(0 if outcome.ok else 1)
 
 
@@ -261,7 +240,7 @@ def validate(
                 check_cells(load_sweep(path).cells, Options(go_on=True))
             else:
                 workload.check(load(path))
-            console.print(f"{escape(str(path))}: ok", highlight=False, soft_wrap=True)
+            say(f"{escape(str(path))}: ok")
         except InputError as error:
             faults += [fault if fault.startswith(str(path)) else f"{path}: {fault}" for fault in error.faults]
     if faults:
@@ -271,16 +250,7 @@ def validate(
 @app.command()
 def doctor() -> None:
     """Say what this machine can and cannot emulate, why, and the way out."""
-    findings = examination.examine()
-    for finding in findings:
-        mark = "[green]yes[/green]" if finding.ok else "[red]no [/red]"
-        console.print(
-            f"{mark}  [bold]{escape(finding.name)}[/bold]  {escape(finding.detail)}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        if not finding.ok:
-            console.print(f"     → {escape(finding.way_out)}", highlight=False, soft_wrap=True)
+    show_findings(examination.examine())
 
 
 @app.callback(invoke_without_command=True)
@@ -312,62 +282,25 @@ def _interrupt_at_end_of_stdin() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _report_if_cheap(folder: Path, runtime: str) -> None:
-    """Write a run's report, or say how; what goes wrong with it changes nothing about the run.
-
-    Compose stops this container as soon as a device has ended, so nothing may take time after that.
-    """
-    if runtime == "compose":
-        said = f"report: testbed report {folder}"
-    elif not report.is_cheap(folder):
-        said = f"report: testbed report {folder}  (it has much to read)"
-    else:
-        try:
-            said = f"report: {report.write_report(folder)}"
-        except TestbedError as error:
-            said = f"no report: {error}"
-    console.print(escape(said), highlight=False, soft_wrap=True)
-
-
-def _need_network_namespaces(runtime: str) -> None:
+def _ready(runtime: str) -> str:
+    """Return the name of a runtime that there is, once this process may use it; for `netns` it starts itself again."""
+    if runtime not in RUNTIMES:
+        raise InputError([f"--runtime: must be one of {', '.join(RUNTIMES)}, got {runtime!r}"])
     if runtime == "netns" and userns.needed():
         userns.enter()
+    return runtime
 
 
-def _known_runtime(name: str) -> str:
-    if name not in RUNTIMES:
-        raise InputError([f"--runtime: must be one of {', '.join(RUNTIMES)}, got {name!r}"])
-    return name
+def _names(states: list[RunState]) -> str:
+    return ", ".join(f"{state.run_id} ({state.name})" for state in states) or "none"
 
 
 def _find_run(name: str | None) -> RunState:
-    states = [state for state in RunState.load_all() if not name or name in (state.run_id, state.name)]
-    if len(states) == 1:
-        return states[0]
-    known = ", ".join(f"{state.run_id} ({state.name})" for state in RunState.load_all()) or "none"
-    raise InputError([f"--run: must name one run that is up, got {name!r}; up now: {known}"])
-
-
-def _one_row_a_link(measured: list[Row]) -> list[Row]:
-    """Turn one row a measurement into one a link, with what was measured and asked side by side."""
-    links: dict[str, Row] = {}
-    for row in sorted(measured, key=lambda row: (str(row["source"]), str(row["destination"]))):
-        link = f"{row['source']}→{row['destination']}"
-        metric = str(row["metric"]).removeprefix("message_")
-        digits = 2 if metric.endswith("_ms") and float(row["measured"] or 0) < 10 else 3
-        asked = "–" if row["asked"] is None else f"{row['asked']:.{digits}g}"
-        text = f"{row['measured']:.{digits}g}/{asked}" + ("" if row["ok"] else "!")
-        links.setdefault(link, {"link": link})[metric] = text
-    return list(links.values())
-
-
-def _describe_setting(scenario: Scenario) -> str:
-    """Say in a line on what devices and links the figures below were measured."""
-    devices, links = scenario.devices, scenario.links.default
-    cpus = "uncapped" if devices.cpus is None else f"{devices.cpus:g} CPU each"
-    rate = "unshaped links" if links.rate_mbps is None else f"{links.rate_mbps:g} Mbps a link"
-    delay = f", {links.delay_ms:g} ms delay" if links.delay_ms else ""
-    return f"{devices.count} devices, {cpus}, {rate}{delay}, {links.loss_pct:g} % loss"
+    states = RunState.load_all()
+    named = [state for state in states if not name or name in (state.run_id, state.name)]
+    if len(named) == 1:
+        return named[0]
+    raise InputError([f"--run: must name one run that is up, got {name!r}; up now: {_names(states)}"])
 
 
 if __name__ == "__main__":

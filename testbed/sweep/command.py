@@ -1,7 +1,6 @@
 """`testbed sweep SWEEP.yaml` and `testbed sweep merge`. Like `cli`, of which it is a part, it prints and exits."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,13 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
 from testbed.display import Display, fitting_table, format_value, table_of
 from testbed.errors import InputError
 from testbed.options import Options
+from testbed.printing import console, say, say_results
 from testbed.record import Record
 from testbed.results import MEASURES, OWN, SETTING, Row
 from testbed.runtimes import RUNTIMES, userns
@@ -33,8 +32,6 @@ from testbed.sweep.session import Session
 from testbed.workload import invoking_user
 
 __all__ = ["app"]
-
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 
 class _RunByDefault(TyperGroup):
@@ -107,7 +104,7 @@ def merge(
     """Put the results of shards together in a folder of the whole sweep."""
     whole, missing = merge_folders(folders, out)
     console.print(f"{len(whole.cells)} of {whole.num_cells} cells, {missing} runs missing", highlight=False)
-    console.print(f"results: {escape(str(out))}", highlight=False, soft_wrap=True)
+    say_results(out)
     _write_report(out)
     raise typer.Exit(1 if missing else 0)
 
@@ -155,12 +152,12 @@ def _show_tally(sweep: Sweep, folder: SweepFolder, tally: Tally) -> None:
     if rows:
         console.print(fitting_table(_side_by_side(rows, sweep.axes), console, title=sweep.name))
     for line in tally.unmet:
-        console.print(f"[red]not met[/red]  {escape(line)}", highlight=False, soft_wrap=True)
+        say(f"[red]not met[/red]  {escape(line)}")
     for line in tally.failed:
-        console.print(f"[red]failed[/red]   {escape(line)}", highlight=False, soft_wrap=True)
+        say(f"[red]failed[/red]   {escape(line)}")
     if tally.failed:
         console.print("run the same command again to try what failed once more")
-    console.print(f"results: {escape(str(folder.path))}", highlight=False, soft_wrap=True)
+    say_results(folder.path)
 
 
 def _write_report(folder: Path) -> None:
@@ -171,7 +168,7 @@ def _write_report(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "testbed", "report", folder], capture_output=True, text=True)
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     said = done.stdout.strip() if done.returncode == 0 else f"no report: {last}"
-    console.print(escape(said), highlight=False, soft_wrap=True)
+    say(escape(said))
 
 
 def _side_by_side(rows: Sequence[Row], axes: Sequence[str]) -> list[Row]:
