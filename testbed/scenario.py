@@ -9,7 +9,6 @@ Reads files, starts nothing. A value is taken as it stands or refused, never cli
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,10 +17,11 @@ from pydantic_core import InitErrorDetails
 from ruamel.yaml import YAML
 
 from testbed.block import OMITTABLE, Block, Rule, faults_error
+from testbed.device_schema import MAX_DEVICES, Devices, DeviceSpec, device_names
 from testbed.errors import InputError
 from testbed.event_schema import Event
 from testbed.faults import Location, fault_at, fault_line, violation
-from testbed.fields import DeviceName, FolderName, Scalar, Text, names_context
+from testbed.fields import FolderName, Scalar, Text, names_context
 from testbed.link_schema import FRAME_BITS, Links, LinkSettings
 from testbed.recordings import inline
 from testbed.yaml_file import EXTENDS, read
@@ -42,20 +42,8 @@ __all__ = [
     "without_null_defaults",
 ]
 
-MAX_DEVICES = 64
 JSON_SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-Cpus = Annotated[
-    float,
-    Field(ge=0.01),
-    Rule("a number of at least 0.01 or null", "it counts CPU cores; null sets no limit", "number"),
-]
-MemoryMb = Annotated[
-    int,
-    Field(ge=64),
-    Rule("a whole number of at least 64 or null", "it counts MB (10^6 bytes); null sets no limit", "integer"),
-]
-Accelerator = Annotated[Literal["cpu", "cuda"], Rule("cpu or cuda", "name what the program computes on")]
 Command = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 ColumnName = Annotated[
     str,
@@ -68,63 +56,6 @@ JsonPath = Annotated[
     Rule("a path such as seconds or end.streams[0].bytes", "join keys by dots", "text"),
 ]
 Bound = Annotated[float, Rule("a finite number", "write the bound as a plain number", "number")]
-
-
-def device_names(count: int) -> tuple[str, ...]:
-    """Name `count` devices: d0, d1, ..."""
-    return tuple(f"d{rank}" for rank in range(count))
-
-
-@dataclass(frozen=True)
-class DeviceSpec:
-    """Limits of one device."""
-
-    cpus: float | None
-    """CPU cores that it may use on average, or None for no limit."""
-    memory_mb: int | None
-    """Memory that it may use in MB (10^6 bytes), or None for no limit."""
-    accelerator: Literal["cpu", "cuda"]
-
-
-class DeviceOverride(Block):
-    """Limits of one device that differ from the others'."""
-
-    cpus: Cpus | None = None
-    """CPU cores, as a number of at least 0.01 (the smallest quota the kernel takes); null sets no limit."""
-    memory_mb: MemoryMb | None = None
-    """Memory in MB (10^6 bytes), at least 64; null sets no limit."""
-    accelerator: Annotated[Accelerator | None, OMITTABLE] = None
-    """What the program computes on: cpu or cuda."""
-
-
-class Devices(Block):
-    """The emulated machines, called d0, d1, and so on."""
-
-    count: Annotated[
-        int,
-        Field(ge=1, le=MAX_DEVICES),
-        Rule(f"a whole number from 1 to {MAX_DEVICES}", "it counts devices", "integer"),
-    ]
-    """Number of devices, 1 to 64."""
-    cpus: Cpus | None = None
-    """CPU cores of each, at least 0.01 (0.4 is 40 % of one core); null sets no limit."""
-    memory_mb: MemoryMb | None = None
-    """Memory of each in MB (10^6 bytes), at least 64; null sets no limit."""
-    accelerator: Accelerator = "cpu"
-    """What the program computes on: cpu or cuda."""
-    overrides: dict[DeviceName, DeviceOverride] = Field(
-        default_factory=dict, json_schema_extra={"additionalProperties": False}
-    )
-    """Devices that differ, by name."""
-
-    def spec(self, name: str) -> DeviceSpec:
-        """Return the limits of the device `name`; raise KeyError if there is no such device."""
-        if name not in device_names(self.count):
-            raise KeyError(name)
-        own = self.overrides.get(name, DeviceOverride())
-        stated = {key: getattr(own, key) for key in own.model_fields_set}
-        everyones = {"cpus": self.cpus, "memory_mb": self.memory_mb, "accelerator": self.accelerator}
-        return DeviceSpec(**(everyones | stated))
 
 
 def _json_faults(value: object, location: tuple[str | int, ...]) -> Iterator[InitErrorDetails]:
