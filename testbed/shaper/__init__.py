@@ -6,7 +6,8 @@
 The agent owns one `Shaper`. `plan` and `nft` are pure text, `netlink` reads the kernel, `features` asks what it can do.
 """
 
+from testbed.shaper.counts import LinkCounters
 from testbed.shaper.features import has_netem, missing_features
-from testbed.shaper.shaper import LinkCounters, PreparedChange, Shaper
+from testbed.shaper.shaper import PreparedChange, Shaper
 
 __all__ = ["LinkCounters", "PreparedChange", "Shaper", "has_netem", "missing_features"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from testbed.errors import ShaperError, UnsupportedError
 from testbed.links import DeviceRules, LinkRule
 from testbed.shaper import nft
+from testbed.shaper.counts import LinkCounters, LinkProgress, link_counters, link_progress
 from testbed.shaper.delays import DelayStage, remove_commands, rule_commands, stage_links
 from testbed.shaper.features import FEATURES, has_netem, has_packet_queues
 from testbed.shaper.kernel import Kernel, interface_index
@@ -41,34 +42,10 @@ from testbed.shaper.readback import (
 )
 from testbed.shaper.waiting import WaitingTool
 
-__all__ = ["LinkCounters", "PreparedChange", "QueueState", "Shaper"]
+__all__ = ["PreparedChange", "Shaper"]
 
 CLSACT_HANDLE = 0xFFFF0000
 INGRESS_PARENT = 0xFFFFFFF2
-
-
-@dataclass(frozen=True)
-class LinkCounters:
-    """The kernel's counts of one link since `apply` or `reset_loss`."""
-
-    bytes: int
-    """Bytes of frames, 14 header bytes each included, that came over the link: sent, less `overflowed`."""
-    packets: int
-    """Frames that came over the link; those in `lost` have used up its time and are among them."""
-    lost: int
-    """Packets dropped by the loss pattern."""
-    overflowed: int
-    """Packets dropped because the queue was full."""
-
-
-@dataclass(frozen=True)
-class QueueState:
-    """How far a link has come with what it was given."""
-
-    delivered_bytes: int
-    """Bytes of frames that have used up the link's time since its rules were made."""
-    waiting_bytes: int | None
-    """Bytes that wait for it, so that it has no time to spare; None where the queue also holds what is delayed."""
 
 
 @dataclass(frozen=True)
@@ -196,27 +173,12 @@ class Shaper:
 
     def counters(self) -> dict[str, LinkCounters]:
         """Read the counts of every link that ends here, keyed by source device; takes well under a millisecond."""
-        states, dropped = self._class_states(), self._dropped_by_delays()
-        counted = {}
-        for link_class, lost in zip(self._classes, self._patterns.lost(), strict=False):
-            now, before = states[link_class.handle], self._baseline.get(link_class.handle)
-            counted[link_class.name] = LinkCounters(
-                bytes=now.bytes - (before.bytes if before else 0),
-                packets=now.packets - (before.packets if before else 0),
-                lost=lost,
-                overflowed=now.drops - (before.drops if before else 0) + dropped.get(link_class.name, 0),
-            )
-        return counted
+        now, dropped = self._class_states(), self._dropped_by_delays()
+        return link_counters(self._classes, now, self._baseline, lost=self._patterns.lost(), dropped=dropped)
 
-    def queues(self) -> dict[str, QueueState]:
+    def queues(self) -> dict[str, LinkProgress]:
         """Read how far every link has come, keyed by source device; takes well under a millisecond."""
-        states = self._class_states()
-        return {
-            each.name: QueueState(
-                states[each.handle].bytes, states[each.handle].backlog if each.queue.kind == "bfifo" else None
-            )
-            for each in self._classes
-        }
+        return link_progress(self._classes, self._class_states())
 
     def reset_loss(self) -> None:
         """Put every loss pattern back to position 0 and every counter to 0."""
