@@ -1,36 +1,14 @@
 """Barriers: they open for all at once, and waiting in vain is an error."""
 
-from typing import cast
-
 import pytest
+from agent_worlds import agents_of
 
 from testbed.barriers import Barriers
 from testbed.errors import DeviceError
-from testbed.known_agents import KnownAgents
-from testbed.known_device import KnownDevice
-from testbed.mailbox import Mailbox
 from testbed.protocol.from_agents import Exited
-from testbed.protocol.to_agents import BarrierOpen, ControllerMessage
-from testbed.scenario import DeviceSpec
+from testbed.protocol.to_agents import BarrierOpen
 
 ENDED = Exited(code=0, last_lines=())
-
-
-class Outbox:
-    """A mailbox that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, ControllerMessage]] = []
-
-    def send(self, name: str, message: ControllerMessage) -> None:
-        self.sent.append((name, message))
-
-
-def agents_of(count: int) -> tuple[KnownAgents, Outbox]:
-    spec = DeviceSpec(cpus=None, memory_mb=None, accelerator="cpu")
-    devices = {f"d{rank}": KnownDevice(rank, spec, address=f"10.77.0.{rank + 1}") for rank in range(count)}
-    outbox = Outbox()
-    return KnownAgents(devices, cast(Mailbox, outbox)), outbox
 
 
 def test_barrier_opens_for_all_once_the_last_device_is_there() -> None:
