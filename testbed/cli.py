@@ -155,7 +155,7 @@ def execute(
     run: RunName = None,
 ) -> None:
     """Run a command inside a device that `testbed up` made, with the device's links and limits."""
-    state = _find_run(run)
+    state = status.named_run(run)
     if device not in state.devices:
         raise InputError([f"DEVICE: must be one of {', '.join(state.devices)}, got {device!r}; see testbed status"])
     line = RUNTIMES[state.runtime](state).enter(device, command[1:] if command[0] == "--" else command)
@@ -185,13 +185,7 @@ def down(
     names: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="run ids or names; default all")] = None,
 ) -> None:
     """Remove devices: those named, or all that are up, run or were left behind."""
-    states = RunState.load_all()
-    chosen = [state for state in states if not names or state.run_id in names or state.name in names]
-    unknown = set(names or ()) - {state.run_id for state in states} - {state.name for state in states}
-    if unknown:
-        raise InputError(
-            [f"RUN: must be a run that is up, got {', '.join(sorted(unknown))!r}; up now: {_names(states)}"]
-        )
+    chosen = status.named_runs(names or ())
     for state in chosen:
         controller.down(state)
         console.print(f"removed {state.run_id} ({state.name})", highlight=False)
@@ -289,18 +283,6 @@ def _ready(runtime: str) -> str:
     if runtime == "netns" and userns.needed():
         userns.enter()
     return runtime
-
-
-def _names(states: list[RunState]) -> str:
-    return ", ".join(f"{state.run_id} ({state.name})" for state in states) or "none"
-
-
-def _find_run(name: str | None) -> RunState:
-    states = RunState.load_all()
-    named = [state for state in states if not name or name in (state.run_id, state.name)]
-    if len(named) == 1:
-        return named[0]
-    raise InputError([f"--run: must name one run that is up, got {name!r}; up now: {_names(states)}"])
 
 
 if __name__ == "__main__":

@@ -8,18 +8,19 @@ Looks and changes nothing. Prints on the console that it is given.
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from testbed.display import OWN_LINES, REFRESHES_PER_S, Value, table_of
+from testbed.errors import InputError
 from testbed.live_sample import Snapshot, Watcher
 from testbed.live_view import line_of, picture
 from testbed.runtimes.state import RunState
 
-__all__ = ["describe_run", "show", "watch"]
+__all__ = ["describe_run", "named_run", "named_runs", "show", "watch"]
 
 LINE_PERIOD_S = 2.0
 """Of plain lines, where anything has changed."""
@@ -34,6 +35,29 @@ def describe_run(state: RunState) -> dict[str, Value]:
         "devices": len(state.devices),
         "state": _how(state),
     }
+
+
+def named_runs(names: Sequence[str]) -> list[RunState]:
+    """Return the runs that have these ids or names, or all without any. Raises InputError for one that is not up."""
+    states = RunState.load_all()
+    unknown = set(names) - {state.run_id for state in states} - {state.name for state in states}
+    if unknown:
+        got = ", ".join(sorted(unknown))
+        raise InputError([f"RUN: must be a run that is up, got {got!r}; up now: {_names(states)}"])
+    return [state for state in states if not names or state.run_id in names or state.name in names]
+
+
+def named_run(name: str | None) -> RunState:
+    """Return the one run that has this id or name, or that is up at all. Raises InputError if there is not one."""
+    states = RunState.load_all()
+    named = [state for state in states if not name or name in (state.run_id, state.name)]
+    if len(named) != 1:
+        raise InputError([f"--run: must name one run that is up, got {name!r}; up now: {_names(states)}"])
+    return named[0]
+
+
+def _names(states: Sequence[RunState]) -> str:
+    return ", ".join(f"{state.run_id} ({state.name})" for state in states) or "none"
 
 
 def show(console: Console, states: list[RunState]) -> None:
