@@ -42,7 +42,7 @@ __all__ = ["Hearing"]
 
 
 class Hearing:
-    """The receiving end of a fleet."""
+    """The receiving end of a fleet; `turn_to` comes before the first message."""
 
     def __init__(self, agents: KnownAgents, barriers: Barriers, runtime: Runtime, display: Display):
         self._agents, self._barriers = agents, barriers
@@ -84,7 +84,7 @@ class Hearing:
             case Failed(error=error, exit_code=exit_code):
                 kind = UnsupportedError if exit_code == UnsupportedError.exit_code else DeviceError
                 raise kind(f"device {name}: {error}")
-            case _:
+            case _:  # one of these two knows it, and Beat has said all by being there
                 self._take_state(name, device, message)
                 self._take_report(name, device, message)
 

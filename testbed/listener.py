@@ -27,7 +27,7 @@ SHOWN_LINES = 20
 
 
 class Listener:
-    """Hears the agents of a run, and notices those that have gone."""
+    """Hears the agents of a run, and notices those that have gone; `turn_to` comes before the first wait."""
 
     def __init__(self, agents: KnownAgents, hearing: Hearing, runtime: Runtime):
         self._agents, self._hearing, self._runtime = agents, hearing, runtime
