@@ -6,8 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testbed.run_folder import SUMMARY_FILE, read_object
-
 if TYPE_CHECKING:
     import pandas
 
@@ -89,6 +87,8 @@ class RunResult:
 
     @cached_property
     def _said(self) -> Mapping[str, Any]:
+        from testbed.run_folder import SUMMARY_FILE, read_object  # it knows YAML, which takes time to load
+
         try:
             return read_object(self.folder / SUMMARY_FILE)
         except FileNotFoundError:
