@@ -42,7 +42,9 @@ lint: setup
 	$(BIN)/codespell
 
 bench: setup
-	$(BIN)/testbed sweep scenarios/sweeps/reference.yaml --repeat 5
+	out=results/reference-$$(date -u +%Y%m%dT%H%M%SZ) && \
+	$(BIN)/testbed sweep scenarios/sweeps/reference.yaml --repeat 5 --out $$out && \
+	$(BIN)/python tests/bench/time_shares.py $$out
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
