@@ -189,7 +189,10 @@ class Collectives:
                 return False
             except PeerTimeoutError:
                 if time.monotonic() - since_s >= self.timeout_s:
-                    raise
+                    raise PeerTimeoutError(
+                        f"rank {self.rank} waited {self.timeout_s:g} s for rank {root} to begin request {tag.request}; "
+                        "see whether it is still running and whether the link between them is up, or raise timeout_s"
+                    ) from None
             finally:
                 self.watch.waiting = None
 
