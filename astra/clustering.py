@@ -22,7 +22,7 @@ from astra.codebook import GroupedCodebook
 from astra.config import AstraConfig, Site
 from astra.models import ModelAdapter
 
-__all__ = ["fit_codebooks", "fit_layers"]
+__all__ = ["fit_codebooks", "fit_layers", "layer_rows"]
 
 LLOYD_ITERATIONS = 10
 SEEDING_WIDTH = 32
@@ -41,7 +41,7 @@ def fit_codebooks(
 
 def fit_layers(model: ModelAdapter, inputs: Tensor, astra: AstraConfig, *, seed: int) -> Iterator[GroupedCodebook]:
     """Yield each layer's codebook as soon as it is fitted, from the content tokens of `inputs`."""
-    for rows_RE in _layer_rows(model, inputs, astra.site):
+    for rows_RE in layer_rows(model, inputs, astra.site):
         groups = [
             _cluster(np.ascontiguousarray(part_Rd.numpy(force=True)), astra.num_codewords, seed)
             for part_Rd in torch.split(rows_RE, rows_RE.shape[1] // astra.num_groups, dim=1)
@@ -50,7 +50,7 @@ def fit_layers(model: ModelAdapter, inputs: Tensor, astra: AstraConfig, *, seed:
 
 
 @torch.inference_mode()
-def _layer_rows(model: ModelAdapter, inputs: Tensor, site: Site) -> Iterator[Tensor]:
+def layer_rows(model: ModelAdapter, inputs: Tensor, site: Site) -> Iterator[Tensor]:
     """Run the model on one input at a time, but all of them layer by layer; yield each layer's content rows at `site`.
 
     Holds one layer's activations of all inputs: 31 MB for ten images of ViT-Base with 1,024 tokens.

@@ -27,6 +27,7 @@ from astra.errors import ConfigError
 __all__ = [
     "FORMAT_VERSION",
     "METADATA_FILE",
+    "TENSOR_FILE",
     "CodebookSpec",
     "GroupedCodebook",
     "count_codes",

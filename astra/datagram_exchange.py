@@ -17,7 +17,7 @@ from torch import Tensor
 from astra.collectives import Collectives
 from astra.parts import Assembly, cut_rows, parity_of
 from astra.patience import Patience
-from astra.rows import CarryOver, RowCodec, Rows, Ways
+from astra.rows import CarryOver, Known, RowCodec, Rows, Ways
 from astra.transport import Tag
 from astra.transport.datagram_framing import Label
 from astra.transport_config import DatagramConfig
@@ -99,7 +99,10 @@ class DatagramExchange:
     def receive(self, tag: Tag, values: int) -> Rows:
         """Wait for the layer's datagrams until all rows are there or patience ends; account for what is missing."""
         counts = {peer: self._ways.counts[peer] for peer in self._ways.of}
-        assemblies = {peer: Assembly(count, lambda n: self._codec.size(n, values)) for peer, count in counts.items()}
+        assemblies = {
+            peer: Assembly(count, lambda n: self._codec.size(n, values), is_fixed=self._codec.is_fixed)
+            for peer, count in counts.items()
+        }
         self._gather(tag, assemblies)
         rows_RV = torch.zeros(sum(counts.values()), values, dtype=self._codec.dtype)
         missing_R = torch.ones(len(rows_RV), dtype=torch.bool)
@@ -107,7 +110,8 @@ class DatagramExchange:
         for peer, assembly in assemblies.items():
             for rows, payload in assembly.chunks():
                 where = slice(first + rows.start, first + rows.stop)
-                rows_RV[where] = self._codec.decode(payload, len(rows), values)
+                known = Known(tag.layer, self._ways.first_of(peer) + rows.start)  # the layer before may be missing
+                rows_RV[where] = self._codec.decode(payload, len(rows), values, known)
                 missing_R[where] = False
             first += counts[peer]
         self._collectives.rows.add(self._where(tag), missing_R.tolist())
@@ -124,7 +128,8 @@ class DatagramExchange:
         parts = cut_rows(total, lambda n: self._codec.size(n, values))
         pieces = []
         for part in parts:
-            payload = self._codec.encode(rows_RV[part.first : part.first + part.rows])
+            known = Known(tag.layer, self._ways.first_of(self._collectives.rank) + part.first)
+            payload = self._codec.encode(rows_RV[part.first : part.first + part.rows], known)
             pieces.append(payload[part.offset : part.offset + part.num_bytes])
         where = (tag.request, tag.layer)
         labelled = [

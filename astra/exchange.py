@@ -8,8 +8,8 @@ A strategy says what a row is (`rows.RowCodec`), and gets its peers' rows with a
 leaves those out.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from astra.collectives import Collectives, PendingGather
 from astra.datagram_exchange import DatagramExchange
 from astra.parts import cut_rows
-from astra.rows import CarryOver, RowCodec, Rows, Ways
+from astra.rows import CarryOver, Known, RowCodec, Rows, Ways
 from astra.traffic import PlannedMessage, all_to_all
 from astra.transport import Tag
 from astra.transport_config import DatagramConfig, ReliableConfig
@@ -100,6 +100,18 @@ def _as_datagrams(
     return [PlannedMessage(message.source, message.destination, size, count, is_datagram=True) for size in sizes]
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """All ranks' rows of one layer that this rank knows, for the next layer's to be guessed from."""
+
+    request: int = -1
+    layer: int = -1
+    rows: dict[int, Tensor] = field(default_factory=dict)
+
+    def comes_before(self, tag: Tag) -> bool:
+        return (self.request, self.layer + 1) == (tag.request, tag.layer)
+
+
 class _ReliableExchange:
     """Rows as messages of a transport on which everything arrives."""
 
@@ -107,13 +119,18 @@ class _ReliableExchange:
         self._collectives = collectives
         self._codec = codec
         self._ways = ways
+        self._last = _Layer()
 
     def start(self, tag: Tag, rows_RV: Tensor) -> PendingRows:
         """Send one message a peer."""
-        payload = self._codec.encode(rows_RV) if self._ways.to else b""
+        rank = self._collectives.rank
+        before = self._last.rows if self._last.comes_before(tag) else {}
+        known = {peer: Known(tag.layer, self._ways.first_of(peer), before.get(peer)) for peer in (rank, *self._ways.of)}
+        self._last = _Layer(tag.request, tag.layer, {rank: rows_RV})
+        payload = self._codec.encode(rows_RV, known[rank]) if self._ways.to else b""
         to, of = self._ways.to, self._ways.of
         pending = self._collectives.start_exchange(tag, payload, to=to, of=of, forgiving=True)
-        return _PendingMessages(pending, self._codec, self._ways, rows_RV.shape[1])
+        return _PendingMessages(pending, self._codec, self._ways, rows_RV.shape[1], known, self._last.rows)
 
     def to_first(self, codec: RowCodec) -> "_ReliableExchange":
         """Make one for a row of every rank to rank 0."""
@@ -127,15 +144,18 @@ class _PendingMessages:
     codec: RowCodec
     ways: Ways
     values: int
+    known: Mapping[int, Known]
+    arrived: dict[int, Tensor]
+    """Takes the rows that arrive."""
 
     def wait(self) -> Rows:
         """Wait for all peers that are not gone."""
-        payloads = self.pending.wait()
+        payloads = {peer: payload for peer, payload in self.pending.wait().items() if self._is_readable(peer)}
         counts = self.ways.counts
+        for peer, payload in payloads.items():
+            self.arrived[peer] = self.codec.decode(payload, counts[peer], self.values, self.known[peer])
         parts = [
-            self.codec.decode(payloads[peer], counts[peer], self.values)
-            if peer in payloads
-            else torch.zeros(counts[peer], self.values, dtype=self.codec.dtype)
+            self.arrived[peer] if peer in payloads else torch.zeros(counts[peer], self.values, dtype=self.codec.dtype)
             for peer in self.ways.of
         ]
         if not parts:
@@ -144,3 +164,8 @@ class _PendingMessages:
             return Rows(torch.cat(parts), None)
         absent = [torch.full((counts[peer],), peer not in payloads) for peer in self.ways.of]
         return Rows(torch.cat(parts), torch.cat(absent))
+
+    def _is_readable(self, peer: int) -> bool:
+        """Say whether this rank knows what the peer supposed when it sent its rows."""
+        known = self.known[peer]
+        return self.codec.is_fixed or known.layer == 0 or known.before_RV is not None

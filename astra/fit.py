@@ -22,9 +22,12 @@ import torch
 
 from astra.checkpoint import checkpoint_digest
 from astra.clustering import fit_layers
+from astra.code_statistics import tables_of
+from astra.code_tables import TABLES_FILE, CodeTables, load_tables, save_tables
 from astra.codebook import (
     FORMAT_VERSION,
     METADATA_FILE,
+    TENSOR_FILE,
     CodebookSpec,
     GroupedCodebook,
     load_codebooks,
@@ -35,7 +38,9 @@ from astra.data import DataConfig, load_examples, load_inputs, to_input
 from astra.disk_cache import cache_root, check_writable
 from astra.errors import ConfigError
 from astra.models import load_model
+from astra.nesting import coarsened
 from astra.strategy_config import AnyStrategy
+from astra.transport_config import DatagramConfig
 
 __all__ = [
     "Calibration",
@@ -59,7 +64,12 @@ Progress = Callable[[str, int, int], None]
 FIT_VERSION = 1
 """Goes up when fitting changes its result, so that older cache folders are left alone."""
 
+DERIVED_VERSION = 1
+"""The same for what is derived from codebooks."""
+
 VECTORS_PER_CODEWORD = 10
+VECTORS_PER_CODE = {"inputs": 40, "labelled": 200}
+"""Tokens per codeword that probabilities are counted on: of a benchmark's inputs, of which there are few; of a set."""
 MAX_CALIBRATION_INPUTS = 64
 CLOZE_DIMENSIONS = 3
 """Of inputs [N, C, T] with a text for each of C candidates."""
@@ -81,9 +91,39 @@ class Need:
         return folder if folder is not None and (folder / METADATA_FILE).is_file() else None
 
     @property
-    def folder(self) -> Path:
+    def codebooks(self) -> Path:
         """Where the codebooks are or will be: beside the strategy's weights, or in the cache."""
         return self.trained or cache_folder(self.model, self.astra, self.given)
+
+    @property
+    def folder(self) -> Path:
+        """Where what is loaded is or will be: the codebooks, or coarser ones or some with tables, derived from them."""
+        codebooks = self.codebooks
+        has_tables = self.astra.coding == "fixed" or (codebooks / TABLES_FILE).is_file()
+        if self.astra.code_bits is None and has_tables:
+            return codebooks
+        tensors = codebooks / TENSOR_FILE
+        known_by_content = self.trained is not None and tensors.is_file()
+        told = {
+            "codebooks": hashlib.sha256(tensors.read_bytes()).hexdigest() if known_by_content else codebooks.name,
+            "derived": DERIVED_VERSION,
+            "code_bits": self.astra.bits,
+            "coding": self.astra.coding,
+        }
+        return _folder_of(self.model, self.astra, _fingerprint(self.model, self.astra, self.given) | told, "-derived")
+
+    @property
+    def plain(self) -> AstraConfig:
+        """What the codebooks themselves must be for, from which others are derived."""
+        return self.astra.model_copy(update={"code_bits": None, "coding": "fixed"})
+
+    def coded_share(self) -> float:
+        """Return what codes are expected to take of the bits of packed ones, by the tables that are there."""
+        if self.astra.coding == "fixed":
+            return 1.0
+        tables = load_tables(self.folder, _spec(self.model, self.astra), self.model.num_content_tokens)
+        alone = isinstance(self.astra.transport, DatagramConfig)
+        return tables.expected_bits(alone=alone) / self.astra.bits
 
     def faults(self) -> list[str]:
         """Say what is wrong with the codebooks, if they are not there as they must be."""
@@ -130,11 +170,12 @@ def fit_missing(needs: Iterable[Need], progress: Progress) -> Tally:
     Raises:
         ConfigError: The model or the calibration inputs cannot be read, or the cache folder cannot be written.
     """
-    by_folder = {need.folder: need for need in needs}
+    needs = list(needs)
+    by_folder = {need.codebooks: need for need in needs}
     untrained = {folder: need for folder, need in by_folder.items() if need.trained is None}
     fitted = 0
     for folder, need in untrained.items():
-        config, astra = need.model, need.astra
+        config, astra = need.model, need.plain
         if _is_intact(folder, config, astra):
             continue
         fitted += 1
@@ -147,7 +188,31 @@ def fit_missing(needs: Iterable[Need], progress: Progress) -> Tally:
             codebooks.append(codebook)
             progress(label, len(codebooks), model.shape.num_layers)
         _publish(folder, codebooks, _fingerprint(config, astra, need.given))
+    _derive_missing(needs, progress)
     return Tally(fitted, len(untrained) - fitted, len(by_folder) - len(untrained))
+
+
+def _derive_missing(needs: Iterable[Need], progress: Progress) -> None:
+    """Make and cache what is needed of coarser codebooks and of tables, with a copy of the codebooks."""
+    for folder, need in {need.folder: need for need in needs}.items():
+        astra = need.astra
+        if folder == need.codebooks or _is_intact(folder, need.model, astra):
+            continue
+        check_writable(folder.parent)
+        codebooks = load_codebooks(need.codebooks, _spec(need.model, need.plain))
+        if astra.code_bits is not None:
+            codebooks = [coarsened(codebook, astra.code_bits) for codebook in codebooks]
+        tables = _counted(need, codebooks) if astra.coding == "entropy" else None
+        _publish(folder, codebooks, _fingerprint(need.model, astra, need.given), tables)
+        progress(f"derive astra {astra.settings}", len(codebooks), len(codebooks))
+
+
+def _counted(need: Need, codebooks: list[GroupedCodebook]) -> CodeTables:
+    """Return an entropy coder's tables for these codebooks."""
+    model = load_model(need.model)
+    per_codeword = VECTORS_PER_CODE["inputs" if isinstance(need.given, InputConfig) else "labelled"]
+    inputs = to_input(_calibration_inputs(need.model, need.astra, need.given, per_codeword))
+    return tables_of(model, inputs, codebooks, need.astra.site, seed=need.model.seed)
 
 
 def cache_folder(model: ModelConfig, astra: AstraConfig, given: Calibration) -> Path:
@@ -156,22 +221,28 @@ def cache_folder(model: ModelConfig, astra: AstraConfig, given: Calibration) -> 
     Raises:
         ConfigError: The checkpoint or the calibration inputs cannot be read.
     """
-    fingerprint = json.dumps(_fingerprint(model, astra, given), sort_keys=True)
-    digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
-    return cache_root() / "codebooks" / f"{model.family}-{model.size or 'checkpoint'}-G{astra.num_groups}-{digest}"
+    return _folder_of(model, astra, _fingerprint(model, astra, given))
 
 
-def num_calibration_inputs(model: ModelConfig, astra: AstraConfig) -> int:
+def _folder_of(model: ModelConfig, astra: AstraConfig, fingerprint: dict[str, str | int], kind: str = "") -> Path:
+    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+    name = f"{model.family}-{model.size or 'checkpoint'}-G{astra.num_groups}{kind}-{digest}"
+    return cache_root() / "codebooks" / name
+
+
+def num_calibration_inputs(model: ModelConfig, astra: AstraConfig, per_codeword: int = VECTORS_PER_CODEWORD) -> int:
     """Return how many inputs give ten tokens per codeword: 10 of 1,024 tokens for 1,024 codewords, 64 at most."""
-    num_vectors = VECTORS_PER_CODEWORD * astra.num_codewords
+    num_vectors = per_codeword * astra.num_codewords
     return min(MAX_CALIBRATION_INPUTS, math.ceil(num_vectors / model.num_content_tokens))
 
 
-def _calibration_inputs(model: ModelConfig, astra: AstraConfig, given: Calibration) -> npt.NDArray[Any]:
+def _calibration_inputs(
+    model: ModelConfig, astra: AstraConfig, given: Calibration, per_codeword: int = VECTORS_PER_CODEWORD
+) -> npt.NDArray[Any]:
     """Return images or texts that nobody is asked about: of a labelled set, some of those to train on."""
     if isinstance(given, InputConfig):
-        return load_inputs(given, model, num_calibration_inputs(model, astra), "calibrate")
-    count = math.ceil(VECTORS_PER_CODEWORD * astra.num_codewords / model.num_content_tokens)
+        return load_inputs(given, model, num_calibration_inputs(model, astra, per_codeword), "calibrate")
+    count = math.ceil(per_codeword * astra.num_codewords / model.num_content_tokens)
     inputs = load_examples(given, model, "train", limit=count).inputs
     return inputs.reshape(-1, inputs.shape[-1])[:count] if inputs.ndim == CLOZE_DIMENSIONS else inputs
 
@@ -204,21 +275,36 @@ def _is_intact(folder: Path, model: ModelConfig, astra: AstraConfig) -> bool:
 
 def codebook_faults(folder: Path, model: ModelConfig, astra: AstraConfig) -> list[str]:
     """Say what is wrong with the codebooks in `folder`, if they are not those that these configs need."""
-    preset = model.preset
-    width = astra.quantised_width(preset.width, preset.kv_width)
+    spec = _spec(model, astra)
     try:
-        load_codebooks(folder, CodebookSpec(preset.num_layers, width, astra.num_groups, astra.num_codewords))
+        load_codebooks(folder, spec)
+        if astra.coding == "entropy":
+            load_tables(folder, spec, model.num_content_tokens)
     except ConfigError as error:
         return list(error.faults)
     return []
 
 
-def _publish(folder: Path, codebooks: list[GroupedCodebook], fitted_on: dict[str, str | int]) -> None:
+def _spec(model: ModelConfig, astra: AstraConfig) -> CodebookSpec:
+    """Return the sizes of the codebooks that these configs need."""
+    preset = model.preset
+    width = astra.quantised_width(preset.width, preset.kv_width)
+    return CodebookSpec(preset.num_layers, width, astra.num_groups, 1 << astra.bits)
+
+
+def _publish(
+    folder: Path,
+    codebooks: list[GroupedCodebook],
+    fitted_on: dict[str, str | int],
+    tables: CodeTables | None = None,
+) -> None:
     """Write beside `folder`, then rename; when another process was faster, its folder stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fit-", dir=folder.parent) as scratch:
         written = Path(scratch) / folder.name
         save_codebooks(written, codebooks, fitted_on)
+        if tables is not None:
+            save_tables(written, tables)
         try:
             written.rename(folder)
         except OSError:

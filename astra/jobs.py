@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from astra import overhead
+from astra.coded_rows import CODER_OVERHEAD_BYTES
 from astra.config import BenchConfig, InputConfig, ModelConfig, StrategyConfig, model_of
 from astra.errors import ConfigError
 from astra.fit import Calibration, needs_of
@@ -19,7 +20,7 @@ from astra.models import ModelAdapter
 from astra.placement import Array, Codec, PixelCodec, TokenCodec, plan
 from astra.strategies import STRATEGIES, predict_messages
 from astra.strategy_config import copies_of
-from astra.traffic import PlannedMessage, bytes_of
+from astra.traffic import PlannedMessage, as_expected, bytes_of
 
 __all__ = ["Job", "Prediction", "codec_for", "lay_out", "plan_jobs"]
 
@@ -50,6 +51,8 @@ class Job:
     messages: Sequence[PlannedMessage]
     """What the strategy itself sends for one request."""
     codebook_folder: Path | None
+    coded_share: float = 1.0
+    """What entropy-coded codes are expected to take of the bits of packed ones."""
 
     @property
     def called(self) -> int:
@@ -119,12 +122,15 @@ def lay_out(
         except ValueError as error:
             faults.append(f"{label(strategy)}: {error}")
             continue
-        folder = None
+        folder, share = None, 1.0
         for need in needs_of([strategy], config, given):
             folder = need.folder
-            faults += need.faults()  # now, and not when other strategies have run for minutes
+            found = need.faults()  # now, and not when other strategies have run for minutes
+            faults += found
+            share = 1.0 if found else need.coded_share()
         bands = tuple(model.input_rows(tokens) for tokens in ranges)
-        jobs.append(Job(strategy, model_of(config, strategy), ranges, weights, bands, messages, folder))
+        messages = as_expected(messages, share, CODER_OVERHEAD_BYTES)
+        jobs.append(Job(strategy, model_of(config, strategy), ranges, weights, bands, messages, folder, share))
     if faults:
         raise ConfigError(faults)
     return jobs

@@ -56,7 +56,9 @@ def parity_of(pieces: Sequence[bytes]) -> bytes:
 class Assembly:
     """One peer's message of one layer as it arrives."""
 
-    def __init__(self, total: int, size: Size):
+    def __init__(self, total: int, size: Size, *, is_fixed: bool = True):
+        """Await so many rows; pieces may be shorter than `size` says where that `is_fixed` not."""
+        self._is_fixed = is_fixed
         self.arrived_s: float | None = None
         """When the last piece so far came that was new; None before the first."""
         self._total = total
@@ -106,8 +108,10 @@ class Assembly:
 
     def _fits(self, label: Label, piece: bytes) -> bool:
         part = self._parts[label.number]
-        told = (label.parts, label.total, label.first, label.rows, len(piece))
-        return told == (len(self._parts), self._total, part.first, part.rows, part.num_bytes)
+        told = (label.parts, label.total, label.first, label.rows)
+        if len(piece) > part.num_bytes or (self._is_fixed and len(piece) < part.num_bytes):
+            return False
+        return told == (len(self._parts), self._total, part.first, part.rows)
 
     def _is_parity(self, label: Label, piece: bytes) -> bool:
         told = (label.parts, label.total, label.first, label.rows, len(piece))

@@ -12,10 +12,24 @@ from torch import Tensor
 
 from astra.wire import Wire, decode, encode, encoded_size, pack_codes, packed_size, unpack_codes
 
-__all__ = ["CarryOver", "CodeRows", "RowCodec", "Rows", "ValueRows", "Ways"]
+__all__ = ["NOTHING", "CarryOver", "CodeRows", "Known", "RowCodec", "Rows", "ValueRows", "Ways"]
 
 CarryOver = Callable[[int, Tensor], Tensor]
 """Takes a layer and rows of the layer before; returns what stands for them in this layer."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What both ends know of rows before they travel; fewer bits will do for what can be guessed from it."""
+
+    layer: int = 0
+    first: int = 0
+    """The number of the first row among those of all ranks."""
+    before_RV: Tensor | None = None
+    """The same tokens' rows of the layer before; None where the receiver might not have them."""
+
+
+NOTHING = Known()
 
 
 class RowCodec(Protocol):
@@ -25,14 +39,18 @@ class RowCodec(Protocol):
     def dtype(self) -> torch.dtype:
         """Of the values."""
 
-    def encode(self, rows_RV: Tensor) -> bytes:
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the shape alone says how many bytes rows take, and nothing that is known matters."""
+
+    def encode(self, rows_RV: Tensor, known: Known = NOTHING) -> bytes:
         """Turn rows into bytes, of which any run of whole rows could have been made alone."""
 
-    def decode(self, payload: bytes | memoryview, num_rows: int, values: int) -> Tensor:
+    def decode(self, payload: bytes | memoryview, num_rows: int, values: int, known: Known = NOTHING) -> Tensor:
         """Undo `encode`. Raises WireError if the bytes are not so many rows."""
 
     def size(self, num_rows: int, values: int) -> int:
-        """Return the bytes of rows."""
+        """Return the bytes of rows; the most that they may take, where that is not fixed."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +59,13 @@ class CodeRows:
 
     bits: int
     dtype: torch.dtype = torch.int64
+    is_fixed: bool = True
 
-    def encode(self, rows_RV: Tensor) -> bytes:
+    def encode(self, rows_RV: Tensor, known: Known = NOTHING) -> bytes:
         """Pack the codes."""
         return pack_codes(rows_RV, self.bits)
 
-    def decode(self, payload: bytes | memoryview, num_rows: int, values: int) -> Tensor:
+    def decode(self, payload: bytes | memoryview, num_rows: int, values: int, known: Known = NOTHING) -> Tensor:
         """Unpack the codes."""
         return unpack_codes(payload, self.bits, num_rows * values).view(num_rows, values)
 
@@ -62,12 +81,13 @@ class ValueRows:
     wire: Wire
     width: int
     dtype: torch.dtype = torch.float32
+    is_fixed: bool = True
 
-    def encode(self, rows_RV: Tensor) -> bytes:
+    def encode(self, rows_RV: Tensor, known: Known = NOTHING) -> bytes:
         """Turn the numbers into bytes."""
         return encode(rows_RV.reshape(-1, self.width), self.wire)
 
-    def decode(self, payload: bytes | memoryview, num_rows: int, values: int) -> Tensor:
+    def decode(self, payload: bytes | memoryview, num_rows: int, values: int, known: Known = NOTHING) -> Tensor:
         """Turn the bytes into numbers."""
         return decode(payload, self.wire, num_rows * values // self.width, self.width).view(num_rows, values)
 
@@ -93,6 +113,10 @@ class Ways:
     """Rows of every rank."""
     to: Sequence[int]
     of: Sequence[int]
+
+    def first_of(self, rank: int) -> int:
+        """Return the number of a rank's first row among those of all ranks."""
+        return sum(self.counts[:rank])
 
     @classmethod
     def to_first(cls, rank: int, world_size: int) -> "Ways":

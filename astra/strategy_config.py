@@ -15,6 +15,7 @@ __all__ = [
     "AnyStrategy",
     "AstraConfig",
     "BlockConfig",
+    "Coding",
     "GalaxyConfig",
     "NumCodewords",
     "PipelineConfig",
@@ -34,9 +35,12 @@ __all__ = [
 WireName = Literal["fp32", "fp16", "int8", "int4"]
 Site = Literal["input", "kv"]
 TableType = Literal["fp16", "fp32"]
+Coding = Literal["fixed", "entropy"]
 DEFAULT_NUM_CODEWORDS = 1024
 DEFAULT_NUM_BLOCKS = 4
 MAX_NUM_CODEWORDS = 65536
+MAX_CODED_CODEWORDS = 4096
+"""Beyond that, probabilities in 65,536ths say too little."""
 
 
 class StrategySection(Section):
@@ -192,14 +196,47 @@ class AstraConfig(QuantisedSection, StrategySection):
     tables: TableType = "fp16"
     """What tables of keys and values for G > 1 hold. fp16 takes half the time and memory; a key is then off by at most
     0.2 % of what keys differ by, a hundredth of what quantisation does."""
+    coding: Coding = "fixed"
+    """Every code in log2 K bits; or in as many as its probability says, given its position or the token's code of the
+    layer before."""
+    code_bits: int | None = Field(default=None, ge=1)
+    """Bits that are sent of each code: fewer stand for a coarser codebook inside the trained one; None for all."""
+
+    @property
+    def bits(self) -> int:
+        """How many bits a code has that is sent without entropy coding."""
+        return self.code_bits or self.num_codewords.bit_length() - 1
+
+    @model_validator(mode="after")
+    def _has_so_many_bits(self) -> Self:
+        if self.bits >= self.num_codewords.bit_length():
+            rule = f"a strategy whose code_bits are at most {self.num_codewords.bit_length() - 1}"
+            raise faults.rule_error(rule, f"num_codewords is {self.num_codewords}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_coded(self) -> Self:
+        if self.coding == "fixed":
+            return self
+        if self.num_codewords > MAX_CODED_CODEWORDS:
+            raise faults.rule_error(
+                f"a strategy of at most {MAX_CODED_CODEWORDS} codewords where coding is entropy", "lower num_codewords"
+            )
+        if isinstance(self.transport, DatagramConfig) and self.transport.parity:
+            raise faults.rule_error(
+                "without parity where coding is entropy: datagrams are then of different lengths", "use copies: 2"
+            )
+        return self
 
     @property
     def own_settings(self) -> str:
         """What tells two entries with the same weights apart."""
+        coding = "" if self.code_bits is None else f" bits={self.code_bits}"
+        coding += "" if self.coding == "fixed" else f" {self.coding}"
         codewords = "" if self.num_codewords == DEFAULT_NUM_CODEWORDS else f" K={self.num_codewords}"
         site = "" if self.site == "input" else f" site={self.site}"
         tables = "" if self.tables == "fp16" else f" tables={self.tables}"
-        return f"G={self.num_groups}{codewords}{site}{tables}{self.transport.settings}"
+        return f"G={self.num_groups}{codewords}{site}{coding}{tables}{self.transport.settings}"
 
 
 AnyStrategy = (

@@ -5,7 +5,7 @@ Reads a checkpoint's `config.json` if the folder is there. Loads no weights and 
 
 from collections.abc import Sequence
 
-from astra import faults
+from astra import entropy, faults
 from astra.config import AstraConfig, ModelConfig, SingleConfig, model_of
 from astra.model_faults import missing_files, model_faults, size_faults
 from astra.strategy_config import AnyStrategy, QuantisedSection
@@ -34,6 +34,9 @@ def strategy_faults(where: str, strategies: Strategies, model: ModelConfig | Non
         elif isinstance(strategy, SingleConfig) and not isinstance(strategies[0], SingleConfig):
             advice = "the others are compared with its answers and its latency"
             found.append(faults.fault(where, path, "another strategy: single comes first", shown, advice))
+        if isinstance(strategy, AstraConfig) and strategy.coding == "entropy" and not entropy.is_available():
+            rule, advice = "fixed where the package constriction is not installed", "pip install constriction"
+            found.append(faults.fault(where, (*path, "coding"), rule, strategy.coding, advice))
         if model is not None:
             found += group_faults(where, path, strategy, model) if isinstance(strategy, AstraConfig) else []
             found += _weight_faults(where, path, strategy, model)

@@ -5,9 +5,9 @@ follow from that one list, so that a formula exists once. Tests hold it equal to
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["PlannedMessage", "all_to_all", "bytes_of"]
+__all__ = ["PlannedMessage", "all_to_all", "as_expected", "bytes_of", "bytes_of_most"]
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,28 @@ class PlannedMessage:
     count: int = 1
     is_datagram: bool = False
     """Sent by itself over UDP, and not in a stream over TCP."""
+    most_bytes: int | None = None
+    """Where `payload_bytes` is an expectation: what it cannot exceed. None where it is certain."""
 
 
 def bytes_of(messages: Iterable[PlannedMessage]) -> int:
     """Sum the payload bytes over all messages and links."""
     return sum(message.payload_bytes * message.count for message in messages)
+
+
+def bytes_of_most(messages: Iterable[PlannedMessage]) -> int:
+    """Sum the most payload bytes that there may be over all messages and links."""
+    return sum((message.most_bytes or message.payload_bytes) * message.count for message in messages)
+
+
+def as_expected(messages: Iterable[PlannedMessage], share: float, overhead: float) -> list[PlannedMessage]:
+    """Return messages with bounds as they are expected to be: `share` of their most bytes and `overhead` bytes."""
+    return [
+        message
+        if message.most_bytes is None
+        else replace(message, payload_bytes=min(message.most_bytes, round(share * message.most_bytes + overhead)))
+        for message in messages
+    ]
 
 
 def all_to_all(payload_bytes: list[int], count: int, *, causal: bool = False) -> list[PlannedMessage]:

@@ -22,10 +22,15 @@ __all__ = ["bits_per_token", "compression_ratio", "fpar"]
 BITS_OF_FP32 = 32
 
 
-def bits_per_token(strategy: AnyStrategy, shape: ModelShape, ranges: Sequence[range]) -> float | None:
-    """Return the bits that one token costs on one link over all layers; the mean over the tokens of all ranks."""
+def bits_per_token(
+    strategy: AnyStrategy, shape: ModelShape, ranges: Sequence[range], coded_share: float = 1.0
+) -> float | None:
+    """Return the bits that one token costs on one link over all layers; the mean over the tokens of all ranks.
+
+    `coded_share` is what entropy-coded codes are expected to take of that.
+    """
     if isinstance(strategy, AstraConfig):
-        return float(shape.num_layers * strategy.num_groups * (strategy.num_codewords.bit_length() - 1))
+        return coded_share * float(shape.num_layers * strategy.num_groups * strategy.bits)
     if isinstance(strategy, SequenceConfig):
         return float(shape.num_layers * 8 * encoded_size(strategy.wire, 1, shape.width))
     if not isinstance(strategy, PrismConfig):

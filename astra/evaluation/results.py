@@ -45,6 +45,8 @@ class Outcome:
     """Content tokens of every rank."""
     shape: ModelShape
     answers: Answers
+    coded_share: float = 1.0
+    """What entropy-coded codes are expected to take of the bits of packed ones."""
 
 
 def rows_of(config: EvaluationConfig, outcomes: Sequence[Outcome]) -> list[dict[str, Cell]]:
@@ -123,7 +125,7 @@ def _row(
         for value, reference in zip(values, references, strict=True)
         if reference is not None
     ]
-    bits = _mean([bits_per_token(strategy, outcome.shape, outcome.ranges) for outcome in group])
+    bits = _mean([bits_per_token(strategy, outcome.shape, outcome.ranges, outcome.coded_share) for outcome in group])
     flips = [_flips(outcome, reference) for outcome, reference in zip(group, references, strict=True)]
     return {
         "strategy": strategy.name,

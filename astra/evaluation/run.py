@@ -199,7 +199,7 @@ class _Subject:
 
     def outcome(self, cell: Cell, job: Job, answers: Answers) -> Outcome:
         """Put together what came of a cell."""
-        return Outcome(cell.index, cell.num_devices, cell.seed, job.ranges, self._shape, answers)
+        return Outcome(cell.index, cell.num_devices, cell.seed, job.ranges, self._shape, answers, job.coded_share)
 
     def _load(self, config: ModelConfig) -> ModelAdapter:
         if config not in self._held:

@@ -13,18 +13,23 @@ layer" is read as: after the last block, before the final norm; all copies count
 `site: kv` (the paper's variant for Llama) quantises keys, before RoPE, and values instead of U. Both lie side by side
 in one vector that is cut into G groups, so that a code costs the same number of bits at either site.
 
-Traffic of one layer: from each rank T/N · G · log2 K bits to N − 1 peers (to the later ones if causal); after the last,
-one class copy from every peer to rank 0, or the row that the head reads in a causal model. Class copies travel like
-codes: with `transport: datagram` the mean is of those that came.
+With `coding: entropy` a code takes as many bits as its probability says, by tables that lie beside the codebooks.
+
+Traffic of one layer: from each rank (at most) T/N · G · log2 K bits to N − 1 peers (to the later ones if causal); after
+the last, one class copy from every peer to rank 0, or the row that the head reads in a causal model. Class copies
+travel like codes: with `transport: datagram` the mean is of those that came.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
 
 from astra.attention import attend, hide_absent, merge_heads, positions_of, prepend_remote
+from astra.code_tables import load_tables
 from astra.codebook import (
     CodebookSpec,
     GroupedCodebook,
@@ -32,13 +37,14 @@ from astra.codebook import (
     load_codebooks,
     translation,
 )
+from astra.coded_rows import CodedRows
 from astra.config import AstraConfig
 from astra.errors import ConfigError
 from astra.exchange import open_exchange, plan_rows, plan_to_first
 from astra.memory import spare_bytes
 from astra.models import Block, ModelAdapter, ModelShape
 from astra.remote_tables import KeyValueCodewords, RemoteKeyValue, remote_tables
-from astra.rows import CodeRows, Rows, ValueRows
+from astra.rows import CodeRows, RowCodec, Rows, ValueRows
 from astra.slices import answer_rank, bring_answer, plan_answer, split_tokens
 from astra.strategies.protocol import RankContext, Request
 from astra.traffic import PlannedMessage
@@ -63,12 +69,12 @@ class AstraStrategy:
         self._ranges = context.ranges
         shape = context.model.shape
         width = config.quantised_width(shape.width, shape.kv_width)
-        spec = CodebookSpec(shape.num_layers, width, config.num_groups, config.num_codewords)
+        spec = CodebookSpec(shape.num_layers, width, config.num_groups, 1 << config.bits)
         self._codebooks = load_codebooks(context.codebook_folder, spec)
         self._exchange = open_exchange(
             config.transport,
             context.collectives,
-            CodeRows(_bits(config)),
+            _code_rows(config, context.codebook_folder, spec, shape),
             [len(tokens) for tokens in context.ranges],
             causal=shape.causal,
             carry_over=self._translate,
@@ -126,15 +132,20 @@ class AstraStrategy:
     def plan(
         shape: ModelShape, config: AstraConfig, ranges: Sequence[range], weights: Sequence[float]
     ) -> list[PlannedMessage]:
-        """Send each rank's codes to whoever looks at its tokens in every layer, then what the answer is made from."""
+        """Send each rank's codes to whoever looks at its tokens in every layer, then what the answer is made from.
+
+        Where codes are entropy-coded, their messages are as long as they can be, and say so.
+        """
         codes = plan_rows(
             config.transport,
-            CodeRows(_bits(config)),
+            CodeRows(config.bits),
             [len(tokens) for tokens in ranges],
             config.num_groups,
             rounds=shape.num_layers,
             causal=shape.causal,
         )
+        if config.coding == "entropy":
+            codes = [replace(message, most_bytes=message.payload_bytes) for message in codes]
         if shape.causal:
             return codes + plan_answer(shape, answer_rank(shape, len(ranges)))
         return codes + plan_to_first(config.transport, _class_rows(shape), shape.width, len(ranges))
@@ -206,14 +217,16 @@ class AstraStrategy:
         return torch.cat((row_BD[None], there.view(-1, *row_BD.shape))).mean(dim=0)
 
 
+def _code_rows(config: AstraConfig, folder: Path, spec: CodebookSpec, shape: ModelShape) -> RowCodec:
+    """How codes travel."""
+    if config.coding == "fixed":
+        return CodeRows(config.bits)
+    return CodedRows(config.bits, load_tables(folder, spec, shape.num_content_tokens))
+
+
 def _class_rows(shape: ModelShape) -> ValueRows:
     """How a rank's class copy travels to rank 0."""
     return ValueRows("fp32", shape.width)
-
-
-def _bits(config: AstraConfig) -> int:
-    """Return the bits of one code."""
-    return config.num_codewords.bit_length() - 1
 
 
 def _translations(codebooks: Sequence[GroupedCodebook], transport: ReliableConfig | DatagramConfig) -> list[Tensor]:

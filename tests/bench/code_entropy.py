@@ -13,8 +13,8 @@ cost on the first test images: none of them were counted. Not a test: prints a t
     group        given the same token's code of the group before
     … of C       as such, but the known code is told only by which of C clusters its codeword is in
 
-Counts are smoothed towards order 0 as if that had been seen `--prior` times, and order 0 towards all codes alike as if each
-had been seen once.
+Counts are smoothed towards order 0 as if that had been seen `--prior` times, and order 0 towards all codes alike as if
+each had been seen once.
 """
 
 import argparse
@@ -80,7 +80,9 @@ def smoothed(counts_CK: npt.NDArray[np.float64], prior: float) -> npt.NDArray[np
     return bits
 
 
-def bits_given(fit: Codes, known_fit: Codes, test: Codes, known_test: Codes, sizes: tuple[int, int], prior: float) -> float:
+def bits_given(
+    fit: Codes, known_fit: Codes, test: Codes, known_test: Codes, sizes: tuple[int, int], prior: float
+) -> float:
     """Return the mean bits of `test` given `known_test`, by the counts of `fit` given `known_fit`."""
     num_known, num_codes = sizes
     pairs = known_fit.ravel() * num_codes + fit.ravel()
@@ -145,10 +147,10 @@ def main() -> None:
         clusters = [clusters_of(codebook, given.clusters) for codebook in codebooks]
         rows = [layer_rows(fit, test, codebooks, layer, clusters, given.prior) for layer in range(spec.num_layers)]
         names = list(dict.fromkeys(name for row in rows[::-1] for name in row))
-        print(f"\n{run.name}: bits a code, fixed {spec.num_codewords.bit_length() - 1}")
-        print("| layer |" + "|".join(f" {name} " for name in names) + "|")
+        print(f"\n{run.name}: bits a code, fixed {spec.num_codewords.bit_length() - 1}")  # noqa: T201
+        print("| layer |" + "|".join(f" {name} " for name in names) + "|")  # noqa: T201
         for layer, row in enumerate(rows):
-            print(f"| {layer} |" + "|".join(f" {row[name]:.2f} " if name in row else " " for name in names) + "|")
+            print(f"| {layer} |" + "|".join(f" {row[name]:.2f} " if name in row else " " for name in names) + "|")  # noqa: T201
 
 
 if __name__ == "__main__":
