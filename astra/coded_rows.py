@@ -23,8 +23,8 @@ from astra.wire import pack_codes, packed_size, unpack_codes
 
 __all__ = ["CODER_OVERHEAD_BYTES", "CodedRows"]
 
-CODER_OVERHEAD_BYTES = 3.0
-"""What a message takes beyond the bits of its codes, on average: words are of four bytes."""
+CODER_OVERHEAD_BYTES = 5.0
+"""What a message takes beyond the bits of its codes, on average: three since words are of four bytes, two of check."""
 
 
 @dataclass(frozen=True)

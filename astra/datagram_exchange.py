@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from astra.collectives import Collectives
+from astra.errors import WireError
 from astra.parts import Assembly, cut_rows, parity_of
 from astra.patience import Patience
 from astra.rows import CarryOver, Known, RowCodec, Rows, Ways
@@ -111,8 +112,12 @@ class DatagramExchange:
             for rows, payload in assembly.chunks():
                 where = slice(first + rows.start, first + rows.stop)
                 known = Known(tag.layer, self._ways.first_of(peer) + rows.start)  # the layer before may be missing
-                rows_RV[where] = self._codec.decode(payload, len(rows), values, known)
-                missing_R[where] = False
+                try:
+                    rows_RV[where] = self._codec.decode(payload, len(rows), values, known)
+                except WireError as error:
+                    self._port.reject(peer, error)
+                else:
+                    missing_R[where] = False
             first += counts[peer]
         self._collectives.rows.add(self._where(tag), missing_R.tolist())
         if self._config.on_missing == "stale":
@@ -157,7 +162,7 @@ class DatagramExchange:
             for datagram in arrived:
                 assembly = assemblies.get(datagram.sender)
                 if assembly is None or not assembly.add(datagram.label, datagram.piece, datagram.arrived_s):
-                    self._port.reject(datagram)
+                    self._port.reject(datagram.sender, datagram.label)
             if not arrived and (not waited_for or rest_s <= 0):
                 break
         for peer, assembly in assemblies.items():

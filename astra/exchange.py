@@ -17,6 +17,7 @@ from torch import Tensor
 
 from astra.collectives import Collectives, PendingGather
 from astra.datagram_exchange import DatagramExchange
+from astra.errors import WireError
 from astra.parts import cut_rows
 from astra.rows import CarryOver, Known, RowCodec, Rows, Ways
 from astra.traffic import PlannedMessage, all_to_all
@@ -153,7 +154,7 @@ class _PendingMessages:
         payloads = {peer: payload for peer, payload in self.pending.wait().items() if self._is_readable(peer)}
         counts = self.ways.counts
         for peer, payload in payloads.items():
-            self.arrived[peer] = self.codec.decode(payload, counts[peer], self.values, self.known[peer])
+            self.arrived[peer] = self._rows_of(peer, payload)
         parts = [
             self.arrived[peer] if peer in payloads else torch.zeros(counts[peer], self.values, dtype=self.codec.dtype)
             for peer in self.ways.of
@@ -164,6 +165,13 @@ class _PendingMessages:
             return Rows(torch.cat(parts), None)
         absent = [torch.full((counts[peer],), peer not in payloads) for peer in self.ways.of]
         return Rows(torch.cat(parts), torch.cat(absent))
+
+    def _rows_of(self, peer: int, payload: memoryview) -> Tensor:
+        """Read one peer's rows. Raises WireError."""
+        try:
+            return self.codec.decode(payload, self.ways.counts[peer], self.values, self.known[peer])
+        except WireError as error:
+            raise WireError(f"rows of rank {peer}, layer {self.known[peer].layer}: {error}") from error
 
     def _is_readable(self, peer: int) -> bool:
         """Say whether this rank knows what the peer supposed when it sent its rows."""

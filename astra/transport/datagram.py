@@ -162,9 +162,9 @@ class DatagramPort:
         """Wait for a peer's word that a request has begun, or rows that it sends in it; say whether any has come."""
         return self._await(lambda: self._reached.get(sender, (-1, 0))[0] >= request, timeout_s)
 
-    def reject(self, datagram: Datagram) -> None:
-        """Count one that was handed out but does not fit what its sender should have sent."""
-        self._note("malformed", f"{datagram.label} of rank {datagram.sender} does not fit its message")
+    def reject(self, sender: int, what: object) -> None:
+        """Count something that was handed out but is not what its sender should have sent."""
+        self._note("malformed", f"rank {sender} sent what does not fit its message: {what}")
 
     def close(self) -> None:
         """Let go of the socket; may be called again."""

@@ -1,10 +1,14 @@
 """Entropy-coded codes: exact, never longer than packed, readable alone, and refused when damaged."""
 
+import contextlib
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datagram_worlds import TIMEOUT_S, ports
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,27 +17,36 @@ from astra.code_statistics import count_codes_of
 from astra.code_tables import TABLES_FILE, CodeTables, load_tables, save_tables
 from astra.codebook import CodebookSpec, GroupedCodebook
 from astra.coded_rows import CODER_OVERHEAD_BYTES, CodedRows
+from astra.collectives import Collectives
+from astra.datagram_exchange import DatagramExchange
 from astra.entropy import PROBABILITY_TOTAL, CodeCoder
 from astra.errors import ConfigError, WireError
 from astra.parts import Assembly, cut_rows
-from astra.rows import CodeRows, Known
+from astra.rows import CodeRows, Known, Ways
+from astra.transport import Tag
 from astra.transport.datagram_framing import Label
+from astra.transport.inproc import connect
+from astra.transport_config import DatagramConfig
 from astra.wire import packed_size
+
+pytest.importorskip("constriction")
 
 LAYERS, GROUPS, CODEWORDS, POSITIONS, BITS = 3, 2, 16, 12, 4
 SPEC = CodebookSpec(LAYERS, 8, GROUPS, CODEWORDS)
 SLACK = 0.02
 """Of the expected bytes; codes are drawn from the very shares that were counted, 4,800 of a layer."""
+NUM_DAMAGED = 2_000
+"""One in 65,536 would pass; these are always the same."""
 
 
 def correlated(inputs: int, seed: int = 0) -> list[np.ndarray]:
     """Return codes [inputs · P, G] of every layer: of layer 0 by position, of the others mostly those before."""
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     positions = np.tile(np.arange(POSITIONS), inputs)[:, None]
-    codes = [(positions + random.integers(0, 2, (len(positions), GROUPS))) % CODEWORDS]
+    codes = [(positions + rng.integers(0, 2, (len(positions), GROUPS))) % CODEWORDS]
     for _ in range(1, LAYERS):
-        changed = random.random(codes[-1].shape) < 0.2
-        codes.append(np.where(changed, random.integers(0, CODEWORDS, codes[-1].shape), (codes[-1] * 5) % CODEWORDS))
+        changed = rng.random(codes[-1].shape) < 0.2
+        codes.append(np.where(changed, rng.integers(0, CODEWORDS, codes[-1].shape), (codes[-1] * 5) % CODEWORDS))
     return codes
 
 
@@ -55,6 +68,14 @@ def rows(layer: int, inputs: int = 1, seed: int = 1) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(codes[layer]), torch.from_numpy(codes[layer - 1])
 
 
+def side_by_side(inputs: int) -> list[Tensor]:
+    """Return codes [P, inputs · G] of every layer, of messages so long that the coder's own bytes hardly count."""
+    return [
+        torch.from_numpy(layer.reshape(inputs, POSITIONS, GROUPS).swapaxes(0, 1).reshape(POSITIONS, -1))
+        for layer in correlated(inputs, seed=2)
+    ]
+
+
 @given(
     codes=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 2)), max_size=200),
     weights=st.lists(st.integers(1, 10_000), min_size=24, max_size=24),
@@ -72,8 +93,8 @@ def test_coder_gives_back_any_codes_under_any_probabilities(codes: list[tuple[in
 @given(st.data())
 def test_rows_come_back_exactly_whatever_is_known(codec: CodedRows, data: st.DataObject) -> None:
     count, batch = data.draw(st.integers(0, POSITIONS)), data.draw(st.integers(1, 3))
-    random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    own, before = (torch.from_numpy(random.integers(0, CODEWORDS, (count, batch * GROUPS))) for _ in range(2))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    own, before = (torch.from_numpy(rng.integers(0, CODEWORDS, (count, batch * GROUPS))) for _ in range(2))
     layer = data.draw(st.integers(0, LAYERS - 1))
     known = Known(layer, data.draw(st.integers(0, POSITIONS - count)), data.draw(st.sampled_from([None, before])))
     payload = codec.encode(own, known)
@@ -89,11 +110,7 @@ def test_what_is_known_saves_bits(codec: CodedRows, layer: int) -> None:
 
 
 def test_expected_bits_are_what_codes_take(codec: CodedRows, tables: CodeTables) -> None:
-    batch = 200  # one message of many inputs side by side, so that the coder's own bytes hardly count
-    codes = [
-        torch.from_numpy(layer.reshape(batch, POSITIONS, GROUPS).swapaxes(0, 1).reshape(POSITIONS, -1))
-        for layer in correlated(batch, seed=2)
-    ]
+    codes = side_by_side(200)
     taken = [
         len(codec.encode(own, Known(layer, 0, codes[layer - 1] if layer else None))) for layer, own in enumerate(codes)
     ]
@@ -137,17 +154,70 @@ def test_tables_of_other_sizes_or_damaged_are_refused(tables: CodeTables, tmp_pa
         load_tables(tmp_path, SPEC, POSITIONS)
 
 
-def test_damaged_payloads_are_refused(codec: CodedRows) -> None:
+def test_payloads_of_another_length_are_refused(codec: CodedRows) -> None:
     own, before = rows(1)
     known = Known(1, 0, before)
     payload = codec.encode(own, known)
     assert len(payload) < codec.size(*own.shape)
-    with pytest.raises(WireError, match="bytes must be a multiple of 4, got"):
+    with pytest.raises(WireError, match="bytes must be whole words of 4 and 2 of check, got"):
         codec.decode(payload[:-1], *own.shape, known)
-    with pytest.raises(WireError, match="got more"):
-        CodeCoder(np.full((1, 2), PROBABILITY_TOTAL // 2, np.uint16)).decode(bytes(range(1, 65)), np.zeros(8, np.int64))
+    with pytest.raises(WireError, match="bytes must be 24 codes as they were sent, got others"):
+        codec.decode(payload[4:], *own.shape, known)
     with pytest.raises(WireError, match="buffer must be 12 bytes, got 13"):
         codec.decode(bytes(13), *own.shape, known)
+
+
+def test_damage_is_found(codec: CodedRows) -> None:
+    own, before = rows(1)
+    known, rng = Known(1, 0, before), random.Random(3)
+    payload = codec.encode(own, known)
+    for _ in range(NUM_DAMAGED):
+        damaged = bytearray(payload)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        with contextlib.suppress(WireError):
+            assert torch.equal(codec.decode(bytes(damaged), *own.shape, known), own), "bits that say nothing"
+
+
+def with_other_tables(tables: CodeTables) -> CodedRows:
+    """Return a codec whose tables are as good, but not the same."""
+    turned = [
+        tuple(replace(given, probabilities_GCK=given.probabilities_GCK[..., ::-1]) for given in way)
+        for way in (tables.by_position, tables.by_code)
+    ]
+    return CodedRows(BITS, CodeTables(*turned))
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_codes_by_other_tables_or_after_other_codes_are_refused(
+    codec: CodedRows, tables: CodeTables, layer: int
+) -> None:
+    own, before = rows(layer)
+    known = Known(layer, 0, before if layer else None)
+    payload = codec.encode(own, known)
+    with pytest.raises(WireError, match="ranks have different tables: use the same codebook folder everywhere"):
+        with_other_tables(tables).decode(payload, *own.shape, known)
+    if layer:
+        with pytest.raises(WireError, match="got others"):
+            codec.decode(payload, *own.shape, replace(known, before_RV=(before + 1) % CODEWORDS))
+
+
+def test_datagrams_by_other_tables_count_as_malformed_and_their_rows_as_missing(
+    codec: CodedRows, tables: CodeTables
+) -> None:
+    own, half = side_by_side(20)[0], POSITIONS // 2
+    with ports(2) as (opened, _sockets):
+        pending = []
+        for rank, (transport, port) in enumerate(zip(connect(2), opened, strict=True)):
+            ways = Ways([half, half], (1 - rank,), (1 - rank,))
+            read_by = codec if rank == 0 else with_other_tables(tables)
+            collectives = Collectives(transport, TIMEOUT_S, port)
+            exchange = DatagramExchange(DatagramConfig(), collectives, read_by, ways, lambda _, rows_RV: rows_RV)
+            pending.append(exchange.start(Tag(0, 0, "codes"), own[rank * half :][:half]))
+        packed, coded = (each.wait().absent_R for each in pending)
+        assert packed is None, "tables that do not suit the codes do not make them shorter"
+        assert coded is not None
+        assert bool(coded.all())
+        assert [(port.traffic.received, port.traffic.malformed) for port in opened] == [(1, 0), (1, 1)]
 
 
 @given(st.binary(max_size=40))

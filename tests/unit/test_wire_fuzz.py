@@ -1,6 +1,7 @@
-"""Whatever arrives on a socket is dropped and counted: random, damaged, cut short, repeated."""
+"""Whatever arrives on a socket is dropped and counted, or refused: random, damaged, cut short, repeated."""
 
 import contextlib
+import functools
 import random
 import socket
 import time
@@ -8,7 +9,9 @@ import tracemalloc
 from collections.abc import Callable
 
 import msgpack
+import numpy as np
 import pytest
+import torch
 import zmq
 from datagram_worlds import KEY, ports
 from fuzzing import damage
@@ -16,8 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transport_worlds import connect_zeromq, free_port, in_threads
 
+from astra.code_tables import CodeTables, Given
+from astra.coded_rows import CodedRows
 from astra.control.words import unpack_report, unpack_word
-from astra.errors import PeerTimeoutError, TransportError
+from astra.entropy import PROBABILITY_TOTAL, is_available
+from astra.errors import PeerTimeoutError, TransportError, WireError
+from astra.rows import Known
 from astra.transport import CHUNK_BYTES, HEADER_BYTES, MAX_MESSAGE_BYTES, Tag, roster, zeromq
 from astra.transport.datagram import _place, _places
 from astra.transport.datagram_framing import Label, decode_datagram, encode_header, is_sealed, seal
@@ -99,6 +106,33 @@ def read_control(packed: bytes) -> None:
     unpack_word(packed)
 
 
+CODED_ROWS, CODED_VALUES, CODEWORDS = 12, 2, 16
+KNOWN = Known(1, 0, torch.zeros(CODED_ROWS, CODED_VALUES, dtype=torch.int64))
+
+
+@functools.cache
+def codec() -> CodedRows:
+    """Return one to which the first code is the likely one."""
+    probabilities_GCK = np.full((CODED_VALUES, 1, CODEWORDS), PROBABILITY_TOTAL // 64, np.uint16)
+    probabilities_GCK[..., 0] = PROBABILITY_TOTAL - (CODEWORDS - 1) * (PROBABILITY_TOTAL // 64)
+    by_code = Given(np.zeros((CODED_VALUES, CODEWORDS), np.int64), probabilities_GCK, 2.0)
+    by_position = Given(np.zeros((CODED_VALUES, CODED_ROWS), np.int64), probabilities_GCK, 2.0)
+    return CodedRows(CODEWORDS.bit_length() - 1, CodeTables((by_position,) * 2, (by_code,)))
+
+
+def coded(*codes: int) -> bytes:
+    return codec().encode(
+        torch.tensor(codes).repeat(CODED_ROWS * CODED_VALUES // len(codes)).view(CODED_ROWS, -1), KNOWN
+    )
+
+
+def read_codes(packed: bytes) -> None:
+    with contextlib.suppress(WireError):
+        codes_RV = codec().decode(packed, CODED_ROWS, CODED_VALUES, KNOWN)
+        assert codes_RV.shape == (CODED_ROWS, CODED_VALUES)
+        assert 0 <= int(codes_RV.min()) <= int(codes_RV.max()) < CODEWORDS
+
+
 DECODERS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
     "header": (decode_header, [frame()[:HEADER_BYTES]]),
     "mailbox": (offer_anew, [frame(), frame(bytes(320))]),
@@ -107,6 +141,8 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
     "control": (read_control, words()),
     "ports": (read_ports, words()),
 }
+if is_available():
+    DECODERS["codes"] = (read_codes, [coded(0), coded(0, 0, 0, 7), coded(3, 9)])  # two of them shorter than packed
 
 
 @pytest.mark.parametrize("name", DECODERS)
