@@ -10,6 +10,7 @@ Holds tables, checks and stores them; `code_statistics` makes them, `coded_rows`
     legend: G groups, C classes, K codewords, P positions (content tokens)
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +53,14 @@ class CodeTables:
     """Of layer 1 and all after it."""
 
     def expected_bits(self, *, alone: bool) -> float:
-        """Return what a code costs, the mean over the layers; `alone`: rows that must do without the layer before."""
+        """Return what a code costs, the mean over the layers; `alone`: rows that must do without the layer before.
+
+        Never more than packed: what is not shorter goes out packed.
+        """
         after = self.by_position[1:] if alone else self.by_code
         used = [self.by_position[0], *after]
-        return sum(given.bits for given in used) / len(used)
+        packed = math.log2(self.by_position[0].probabilities_GCK.shape[-1])
+        return sum(min(given.bits, packed) for given in used) / len(used)
 
 
 def save_tables(folder: Path, tables: CodeTables) -> None:

@@ -14,6 +14,7 @@ from astra.config import ModelConfig
 from astra.models import ModelAdapter, adapt, build_model
 from astra.strategies import STRATEGIES, RankContext, Request, Strategy, predict_bytes, predict_messages
 from astra.timeline import Timeline
+from astra.traffic import bytes_of, bytes_of_most
 from astra.transport import Traffic
 from astra.transport.inproc import connect
 
@@ -113,11 +114,13 @@ def relative_error(logits: Tensor, expected: Tensor) -> float:
 
 
 def check_predicted(model: ModelAdapter, config: Any, weights: Sequence[float], traffic: Sequence[Traffic]) -> None:
-    """Hold the plan of one request of batch 1 to what each rank's transport counted, exactly."""
+    """Hold the plan of one request of batch 1 to what each rank's transport counted: exactly, or within its bounds."""
     planned = predict_messages(model.shape, config, len(weights), weights)
     for rank, counted in enumerate(traffic):
         own = [message for message in planned if message.source == rank]
         assert counted.messages_sent == sum(message.count for message in own)
-        assert counted.payload_bytes_sent == sum(message.count * message.payload_bytes for message in own)
-    total = sum(counted.payload_bytes_sent for counted in traffic)
-    assert predict_bytes(model.shape, config, len(weights), weights) == total
+        certain = bytes_of(message for message in own if message.most_bytes is None)
+        assert certain <= counted.payload_bytes_sent <= bytes_of_most(own)
+    if all(message.most_bytes is None for message in planned):
+        total = sum(counted.payload_bytes_sent for counted in traffic)
+        assert predict_bytes(model.shape, config, len(weights), weights) == total
