@@ -9,17 +9,15 @@ strategy's weights lie beside them, and are never fitted.
 
 import hashlib
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import torch
 
+from astra.calibration import Calibration, calibration_inputs, inputs_to_count
 from astra.checkpoint import checkpoint_digest
 from astra.clustering import fit_layers
 from astra.code_statistics import tables_of
@@ -33,8 +31,8 @@ from astra.codebook import (
     load_codebooks,
     save_codebooks,
 )
-from astra.config import AstraConfig, BenchConfig, InputConfig, ModelConfig, model_of
-from astra.data import DataConfig, load_examples, load_inputs, to_input
+from astra.config import AstraConfig, BenchConfig, ModelConfig, model_of
+from astra.data import to_input
 from astra.disk_cache import cache_root, check_writable
 from astra.errors import ConfigError
 from astra.models import load_model
@@ -43,7 +41,6 @@ from astra.strategy_config import AnyStrategy
 from astra.transport_config import DatagramConfig
 
 __all__ = [
-    "Calibration",
     "Need",
     "Tally",
     "bench_needs",
@@ -52,11 +49,7 @@ __all__ = [
     "ensure_fitted",
     "fit_missing",
     "needs_of",
-    "num_calibration_inputs",
 ]
-
-Calibration = InputConfig | DataConfig
-"""What codebooks are fitted on: inputs of a benchmark, or a labelled set."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a label, how many layers are done, and of how many."""
@@ -66,13 +59,6 @@ FIT_VERSION = 1
 
 DERIVED_VERSION = 1
 """The same for what is derived from codebooks."""
-
-VECTORS_PER_CODEWORD = 10
-VECTORS_PER_CODE = {"inputs": 40, "labelled": 200}
-"""Tokens per codeword that probabilities are counted on: of a benchmark's inputs, of which there are few; of a set."""
-MAX_CALIBRATION_INPUTS = 64
-CLOZE_DIMENSIONS = 3
-"""Of inputs [N, C, T] with a text for each of C candidates."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +90,7 @@ class Need:
             return codebooks
         tensors = codebooks / TENSOR_FILE
         known_by_content = self.trained is not None and tensors.is_file()
-        told = {
+        told: dict[str, str | int] = {
             "codebooks": hashlib.sha256(tensors.read_bytes()).hexdigest() if known_by_content else codebooks.name,
             "derived": DERIVED_VERSION,
             "code_bits": self.astra.bits,
@@ -181,7 +167,7 @@ def fit_missing(needs: Iterable[Need], progress: Progress) -> Tally:
         fitted += 1
         check_writable(folder.parent)
         model = load_model(config)
-        inputs = to_input(_calibration_inputs(config, astra, need.given))
+        inputs = to_input(calibration_inputs(config, astra, need.given))
         label = f"fit astra {astra.settings}"
         codebooks = []
         for codebook in fit_layers(model, inputs, astra, seed=config.seed):
@@ -210,8 +196,7 @@ def _derive_missing(needs: Iterable[Need], progress: Progress) -> None:
 def _counted(need: Need, codebooks: list[GroupedCodebook]) -> CodeTables:
     """Return an entropy coder's tables for these codebooks."""
     model = load_model(need.model)
-    per_codeword = VECTORS_PER_CODE["inputs" if isinstance(need.given, InputConfig) else "labelled"]
-    inputs = to_input(_calibration_inputs(need.model, need.astra, need.given, per_codeword))
+    inputs = to_input(inputs_to_count(need.model, need.astra, need.given))
     return tables_of(model, inputs, codebooks, need.astra.site, seed=need.model.seed)
 
 
@@ -230,26 +215,9 @@ def _folder_of(model: ModelConfig, astra: AstraConfig, fingerprint: dict[str, st
     return cache_root() / "codebooks" / name
 
 
-def num_calibration_inputs(model: ModelConfig, astra: AstraConfig, per_codeword: int = VECTORS_PER_CODEWORD) -> int:
-    """Return how many inputs give ten tokens per codeword: 10 of 1,024 tokens for 1,024 codewords, 64 at most."""
-    num_vectors = per_codeword * astra.num_codewords
-    return min(MAX_CALIBRATION_INPUTS, math.ceil(num_vectors / model.num_content_tokens))
-
-
-def _calibration_inputs(
-    model: ModelConfig, astra: AstraConfig, given: Calibration, per_codeword: int = VECTORS_PER_CODEWORD
-) -> npt.NDArray[Any]:
-    """Return images or texts that nobody is asked about: of a labelled set, some of those to train on."""
-    if isinstance(given, InputConfig):
-        return load_inputs(given, model, num_calibration_inputs(model, astra, per_codeword), "calibrate")
-    count = math.ceil(per_codeword * astra.num_codewords / model.num_content_tokens)
-    inputs = load_examples(given, model, "train", limit=count).inputs
-    return inputs.reshape(-1, inputs.shape[-1])[:count] if inputs.ndim == CLOZE_DIMENSIONS else inputs
-
-
 def _fingerprint(model: ModelConfig, astra: AstraConfig, given: Calibration) -> dict[str, str | int]:
     """Return everything that the codewords depend on."""
-    inputs = _calibration_inputs(model, astra, given)
+    inputs = calibration_inputs(model, astra, given)
     weights = f"torch {torch.__version__}" if model.checkpoint is None else checkpoint_digest(model.checkpoint)
     return {
         "format": FORMAT_VERSION,

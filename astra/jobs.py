@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from astra import overhead
+from astra.calibration import Calibration
 from astra.coded_rows import CODER_OVERHEAD_BYTES
 from astra.config import BenchConfig, InputConfig, ModelConfig, StrategyConfig, model_of
 from astra.errors import ConfigError
-from astra.fit import Calibration, needs_of
+from astra.fit import needs_of
 from astra.measure import DatagramCounts, label
 from astra.models import ModelAdapter
 from astra.placement import Array, Codec, PixelCodec, TokenCodec, plan

@@ -35,7 +35,10 @@ def strategy_faults(where: str, strategies: Strategies, model: ModelConfig | Non
             advice = "the others are compared with its answers and its latency"
             found.append(faults.fault(where, path, "another strategy: single comes first", shown, advice))
         if isinstance(strategy, AstraConfig) and strategy.coding == "entropy" and not entropy.is_available():
-            rule, advice = "fixed where the package constriction is not installed", "pip install constriction"
+            rule, advice = (
+                "fixed where the package constriction is not installed",
+                "pip install 'astra-testbed[entropy]'",
+            )
             found.append(faults.fault(where, (*path, "coding"), rule, strategy.coding, advice))
         if model is not None:
             found += group_faults(where, path, strategy, model) if isinstance(strategy, AstraConfig) else []

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from astra.calibration import num_calibration_inputs
 from astra.clustering import fit_codebooks
 from astra.codebook import CodebookSpec, load_codebooks
 from astra.config import AstraConfig, BenchConfig, InputConfig, ModelConfig, SingleConfig
 from astra.data import load_images, to_input
 from astra.errors import ConfigError
-from astra.fit import cache_folder, ensure_fitted, num_calibration_inputs
+from astra.fit import cache_folder, ensure_fitted
 from astra.models import ModelAdapter, load_model
 
 MODEL = ModelConfig(size="tiny", image_size=64, num_labels=10)
