@@ -3,8 +3,9 @@
     python tests/bench/coding_cost.py
 
 Codes are drawn so that a code of the layer before leaves `--bits` bits on average unknown, of ten: what was measured on
-CIFAR-100 (docs/results/bits.md). The last column is the rate of a link below which coding saves time: the bits that it
-saves over the time that it takes beyond packing, if nothing else is done meanwhile. Not a test: prints a table.
+CIFAR-100 (docs/results/bits.md). A device encodes its own codes once and sends them to `--peers` peers over one link,
+and decodes those of as many peers. The last column is the rate of that link below which coding saves time: the bits
+that it saves over the time that it takes beyond packing, if nothing else is done meanwhile. Not a test: prints a table.
 """
 
 import argparse
@@ -59,6 +60,7 @@ def taken_ms(act: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bits", type=float, default=7.2)
+    parser.add_argument("--peers", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
     random = np.random.default_rng(0)
@@ -77,8 +79,8 @@ def main() -> None:
                 times[number].append(taken_ms(partial(codec.encode, rows_RG, known)))
                 times[number + 2].append(taken_ms(partial(codec.decode, payload, TOKENS, groups, known)))
         pack, encode, unpack, decode = (statistics.median(each) for each in times)
-        saved_bits = 8 * (len(payloads[0]) - len(payloads[1]))
-        worth = saved_bits / max(encode + decode - pack - unpack, 1e-3) / 1e3
+        saved_bits = 8 * (len(payloads[0]) - len(payloads[1])) * given.peers
+        worth = saved_bits / max(encode - pack + given.peers * (decode - unpack), 1e-3) / 1e3
         sizes = f"{len(payloads[0])} | {len(payloads[1])}"
         print(f"| {groups} | {sizes} | {pack:.2f} | {unpack:.2f} | {encode:.2f} | {decode:.2f} | {worth:.0f} |")  # noqa: T201
 
