@@ -39,7 +39,7 @@ Coding = Literal["fixed", "entropy"]
 DEFAULT_NUM_CODEWORDS = 1024
 DEFAULT_NUM_BLOCKS = 4
 MAX_NUM_CODEWORDS = 65536
-MAX_CODED_CODEWORDS = 4096
+MAX_CODED_BITS = 12
 """Beyond that, probabilities in 65,536ths say too little."""
 
 
@@ -218,10 +218,9 @@ class AstraConfig(QuantisedSection, StrategySection):
     def _can_be_coded(self) -> Self:
         if self.coding == "fixed":
             return self
-        if self.num_codewords > MAX_CODED_CODEWORDS:
-            raise faults.rule_error(
-                f"a strategy of at most {MAX_CODED_CODEWORDS} codewords where coding is entropy", "lower num_codewords"
-            )
+        if self.bits > MAX_CODED_BITS:
+            rule = f"a strategy with codes of at most {MAX_CODED_BITS} bits where coding is entropy"
+            raise faults.rule_error(rule, "lower num_codewords or code_bits")
         if isinstance(self.transport, DatagramConfig) and self.transport.parity:
             raise faults.rule_error(
                 "without parity where coding is entropy: datagrams are then of different lengths", "use copies: 2"
