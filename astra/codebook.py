@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from astra.errors import ConfigError
+from astra.nearest import NearestCodeword
 
 __all__ = [
     "FORMAT_VERSION",
@@ -57,19 +58,13 @@ class GroupedCodebook:
     def __init__(self, codewords_GKd: Tensor):
         self.codewords_GKd = codewords_GKd.detach().float().contiguous()
         self.num_groups, self.num_codewords, self._group_width = self.codewords_GKd.shape
-        self._negative_half_norms_GK = -0.5 * self.codewords_GKd.square().sum(dim=-1)
+        self._nearest = [NearestCodeword(codewords_Kd) for codewords_Kd in self.codewords_GKd]
 
     def encode(self, u_RD: Tensor) -> Tensor:
-        """Return codes_RG (int64): per group the nearest codeword, the lowest code among equals.
-
-        arg-min ‖u − c‖² is arg-max (u·c − ‖c‖²/2): one product per group and a row maximum. NumPy's arg-max over
-        1,024 scores takes 0.1 µs a row, a fifteenth of torch's; the product is then nearly all of the cost.
-        """
+        """Return codes_RG (int64): per group the nearest codeword, the lowest code among equals."""
         codes_RG = np.empty((u_RD.shape[0], self.num_groups), dtype=np.int64)
         for group, u_Rd in enumerate(torch.split(u_RD, self._group_width, dim=1)):
-            codewords_dK = self.codewords_GKd[group].t()
-            scores_RK = torch.addmm(self._negative_half_norms_GK[group], u_Rd, codewords_dK)
-            codes_RG[:, group] = scores_RK.numpy(force=True).argmax(axis=1)
+            codes_RG[:, group] = self._nearest[group](u_Rd)
         return torch.from_numpy(codes_RG)
 
     def decode(self, codes_RG: Tensor) -> Tensor:
