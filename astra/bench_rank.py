@@ -96,7 +96,9 @@ class BenchRank(Rank):
     def take_part(self, world: World, epoch: Epoch) -> None:
         """Go on among the members of an epoch, at its position."""
         self.enter(world)
-        self._epoch, self._jobs = epoch, world.jobs
+        self._epoch, self._jobs, self._predicted = epoch, world.jobs, world.predicted
+        for row in [] if epoch.number else self._predicted.rows([job.listed for job in self._jobs]):
+            self._reporter.row("predictions", row)
         self._labelled, self._codes = world.labelled, world.codes
         if self._turn.job != epoch.job:
             self._turn = _Turn(epoch.job)
@@ -117,7 +119,7 @@ class BenchRank(Rank):
 
     def _serve_job(self, job: Job) -> tuple[list[RankCounts], float | None]:
         """Serve what is left of one strategy's requests; its weights and tables are then freed."""
-        with self._named(f"{label(job.strategy)}, getting ready"):
+        with self._named(f"{label(job.listed)}, getting ready"):
             gc.collect()  # the one before refers to itself by way of its exchange, and has tables
             strategy = STRATEGIES[job.strategy.name](self._context(job), job.strategy)
             self._control.serving(lambda gone: self._can_do_without(job, gone))
@@ -136,7 +138,7 @@ class BenchRank(Rank):
         """Answer the labelled set, if there is one, with the strategy of that number; return its accuracy on rank 0."""
         if self._labelled is None:
             return None
-        first, name = self._next_request, f"{label(job.strategy)} accuracy"
+        first, name = self._next_request, f"{label(job.listed)} accuracy"
         self._next_request += self._labelled.num_batches
         with self._named(name):
             answers = self._labelled.answer(
@@ -145,7 +147,7 @@ class BenchRank(Rank):
         if answers is None:
             return None
         accuracy = answers.value("accuracy")
-        if number == 0 and job.strategy.name == "single":
+        if number == 0 and job.listed.name == "single":
             self._single_accuracy = accuracy
         return accuracy
 
@@ -155,9 +157,9 @@ class BenchRank(Rank):
         Operations are counted during the first warm-up request, since counting takes time. Where the members changed
         after the first mark, what links carried is not counted.
         """
-        turn, name, warmup, requests = self._turn, label(job.strategy), self._config.warmup, self._config.requests
+        turn, name, warmup, requests = self._turn, label(job.listed), self._config.warmup, self._config.requests
         self._codes.take_digest()  # of what came before
-        if job.strategy.name == "single" and self._reference is None:
+        if job.listed.name == "single" and self._reference is None:
             self._reference = turn.answers
         begin: Links | None = None
         for number in range(turn.next, warmup):
@@ -185,7 +187,7 @@ class BenchRank(Rank):
             Request(first + number, self._inputs(job, first + number, number), job.bands[self._rank].start)
             for number in range(count)
         )
-        with self._named(f"{label(job.strategy)}, {count} requests with {strategy.in_flight} under way"):
+        with self._named(f"{label(job.listed)}, {count} requests with {strategy.in_flight} under way"):
             self._collectives.broadcast(Tag(first, 0, "start"), b"" if self._rank == 0 else None)
             start_s = time.perf_counter()
             for _ in strategy.forward_many(requests):
@@ -253,8 +255,8 @@ class BenchRank(Rank):
         if answer is not None and is_measured:
             turn.answers.append(answer)
             placed = self._config.input.placement
-            self._reporter.row("requests", request_row(job.strategy, placed, answer, self._reference))
-        self._progress(label(job.strategy), turn.next)
+            self._reporter.row("requests", request_row(job.listed, placed, answer, self._reference))
+        self._progress(label(job.listed), turn.next)
 
     def _gather_done(self, tag: Tag, job: Job, own: DatagramCounts) -> DatagramCounts | None:
         """Wait on rank 0 until all ranks are done; return there what became of datagrams, if the strategy has any."""
@@ -305,7 +307,7 @@ class BenchRank(Rank):
         given = self._config.input
         predicted = job.predict(given, self._codec, self._whole_inputs, curve=self._curve)
         result = StrategyResult(
-            strategy=job.strategy,
+            strategy=job.listed,
             placement=given.placement,
             answers=self._turn.answers,
             predicted_bytes=predicted.payload_bytes,
@@ -313,6 +315,7 @@ class BenchRank(Rank):
             counts=counts,
             burst_rps=burst_rps,
             accuracy=accuracy,
+            predicted_s=self._predicted.latency_s(self._turn.job),
         )
         self._reporter.row("summary", summary_row(result, self._reference, self._single_accuracy))
         for row in rank_rows(result, job.bytes_sent()):

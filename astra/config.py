@@ -21,6 +21,7 @@ from astra.stored_model import StoredModel, is_hub_name, read_stored_model
 from astra.strategy_config import (
     AnyStrategy,
     AstraConfig,
+    AutoConfig,
     BlockConfig,
     GalaxyConfig,
     PipelineConfig,
@@ -36,8 +37,10 @@ from astra.strategy_config import (
 __all__ = [
     "AccuracyConfig",
     "AstraConfig",
+    "AutoConfig",
     "BenchConfig",
     "BlockConfig",
+    "Entry",
     "GalaxyConfig",
     "GenerationConfig",
     "InputConfig",
@@ -50,6 +53,7 @@ __all__ = [
     "StrategyConfig",
     "TensorConfig",
     "WireName",
+    "candidates_of",
     "model_of",
     "named_or_weights",
 ]
@@ -160,6 +164,14 @@ class GenerationConfig(Section):
 StrategyConfig = Annotated[AnyStrategy, Field(discriminator="name"), BeforeValidator(named)]
 """One entry of `strategies`; a bare name stands for that strategy with its defaults."""
 
+Entry = Annotated[AnyStrategy | AutoConfig, Field(discriminator="name"), BeforeValidator(named)]
+"""One entry of a benchmark's `strategies`, which may leave the choice to what is predicted."""
+
+
+def candidates_of(entry: AnyStrategy | AutoConfig) -> tuple[AnyStrategy, ...]:
+    """Return what may come to run for an entry."""
+    return entry.among if isinstance(entry, AutoConfig) else (entry,)
+
 
 class AccuracyConfig(Section):
     """A labelled set that every strategy also answers, on the same devices, once its latency has been measured."""
@@ -202,7 +214,7 @@ class BenchConfig(Section):
 
     model: ModelConfig
     input: InputConfig = InputConfig()
-    strategies: tuple[StrategyConfig, ...] = Field(min_length=1)
+    strategies: tuple[Entry, ...] = Field(min_length=1)
     requests: int = Field(default=10, ge=1)
     """Measured requests per strategy."""
     warmup: int = Field(default=2, ge=0)
@@ -217,6 +229,24 @@ class BenchConfig(Section):
     """Longest wait for any one message, and for every rank to show up."""
     failures: FailuresConfig = FailuresConfig()
     """How soon a lost peer is noticed, and what becomes of the run."""
+    predict: bool = False
+    """Whether `astra bench` also predicts each strategy's latency, from what ranks measure of devices and links before
+    the first request; that sends packets. `auto` measures in any case."""
+
+    @property
+    def measures_first(self) -> bool:
+        """Whether ranks measure devices and links before the first request."""
+        return self.predict or self.auto is not None
+
+    @property
+    def candidates(self) -> tuple[AnyStrategy, ...]:
+        """All strategies that may come to run: those that are named, and those among which is chosen."""
+        return tuple(each for entry in self.strategies for each in candidates_of(entry))
+
+    @property
+    def auto(self) -> AutoConfig | None:
+        """The entry that leaves the choice open, if there is one."""
+        return next((entry for entry in self.strategies if isinstance(entry, AutoConfig)), None)
 
     def weights(self, world_size: int, cpus: Sequence[float] | None = None) -> tuple[float, ...]:
         """Return the share of each of `world_size` ranks.

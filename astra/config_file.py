@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from astra import faults
-from astra.config import AccuracyConfig, BenchConfig, GenerationConfig, InputConfig, ModelConfig, StrategyConfig
+from astra.config import AccuracyConfig, AutoConfig, BenchConfig, Entry, GenerationConfig, InputConfig, ModelConfig
 from astra.data_config import LanguageName
 from astra.errors import ConfigError
 from astra.generation_faults import generation_faults, unsuited_strategies
@@ -116,6 +116,8 @@ def _generation_faults(where: str, raw: dict[str, Any], command: Command) -> lis
     if isinstance(failures, dict) and failures.get("on_failure") in ("degrade", "replan"):
         path, policy = ("failures", "on_failure"), failures["on_failure"]
         found.append(faults.fault(where, path, "'fail' to generate", policy, "only benchmarks go on without a peer"))
+    if raw.get("predict"):
+        found.append(faults.fault(where, ("predict",), "left out to generate", raw["predict"], "or run `astra bench`"))
     if isinstance(entries, list):
         found += unsuited_strategies(where, [_valid(_STRATEGY, entry) for entry in entries])
     generation = _valid(_GENERATION, given)
@@ -125,7 +127,7 @@ def _generation_faults(where: str, raw: dict[str, Any], command: Command) -> lis
     return found
 
 
-_STRATEGY: TypeAdapter[AnyStrategy] = TypeAdapter(StrategyConfig)
+_STRATEGY: TypeAdapter[AnyStrategy | AutoConfig] = TypeAdapter(Entry)
 _MODEL = TypeAdapter(ModelConfig)
 _INPUT = TypeAdapter(InputConfig)
 _GENERATION = TypeAdapter(GenerationConfig)
@@ -141,6 +143,9 @@ def _accuracy_faults(
     accuracy = _valid(_ACCURACY, raw)
     if accuracy is None:
         return []
+    if any(isinstance(strategy, AutoConfig) for strategy in strategies):
+        advice = "a choice by latency says nothing of a labelled set; name the strategies"
+        return [faults.fault(where, ("accuracy",), "left out where a strategy is 'auto'", raw, advice)]
     found = []
     if accuracy.model is not None:
         found += located(where, model_faults(where, accuracy.model), ("model",), ("accuracy", "model"))

@@ -127,10 +127,10 @@ def needs_of(strategies: Iterable[AnyStrategy], model: ModelConfig, given: Calib
 
 def bench_needs(config: BenchConfig) -> list[Need]:
     """Return what codebooks a benchmark needs, for its requests and for its labelled set."""
-    needs = needs_of(config.strategies, config.model, config.input)
+    needs = needs_of(config.candidates, config.model, config.input)
     accuracy = config.accuracy
     if accuracy is not None:
-        needs += needs_of(accuracy.strategies or config.strategies, accuracy.model or config.model, accuracy.data)
+        needs += needs_of(accuracy.strategies or config.candidates, accuracy.model or config.model, accuracy.data)
     return needs
 
 

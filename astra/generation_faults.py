@@ -10,7 +10,7 @@ from pathlib import Path
 from astra.config import GenerationConfig, ModelConfig
 from astra.faults import Path as FaultPath
 from astra.faults import fault
-from astra.strategy_config import AnyStrategy
+from astra.strategy_config import AnyStrategy, AutoConfig
 
 __all__ = ["GENERATING_STRATEGIES", "generation_faults", "unsuited_strategies"]
 
@@ -36,7 +36,7 @@ def generation_faults(where: str, generation: GenerationConfig, model: ModelConf
     return found + _length_faults(where, generation, model)
 
 
-def unsuited_strategies(where: str, strategies: Sequence[AnyStrategy | None]) -> list[str]:
+def unsuited_strategies(where: str, strategies: Sequence[AnyStrategy | AutoConfig | None]) -> list[str]:
     """List the strategies that cannot generate."""
     rule, advice = f"one of {', '.join(GENERATING_STRATEGIES)} to generate", "run `astra bench` for the others"
     return [

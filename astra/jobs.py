@@ -13,14 +13,14 @@ from pathlib import Path
 from astra import overhead
 from astra.calibration import Calibration
 from astra.coded_rows import CODER_OVERHEAD_BYTES
-from astra.config import BenchConfig, InputConfig, ModelConfig, StrategyConfig, model_of
+from astra.config import BenchConfig, Entry, InputConfig, ModelConfig, StrategyConfig, candidates_of, model_of
 from astra.errors import ConfigError
 from astra.fit import needs_of
 from astra.measure import DatagramCounts, label
 from astra.models import ModelAdapter
 from astra.placement import Array, Codec, PixelCodec, TokenCodec, plan
 from astra.strategies import STRATEGIES, predict_messages
-from astra.strategy_config import copies_of
+from astra.strategy_config import AutoConfig, Chosen, Listed, copies_of
 from astra.traffic import PlannedMessage, as_expected, bytes_of
 
 __all__ = ["Job", "Prediction", "codec_for", "lay_out", "plan_jobs"]
@@ -54,11 +54,18 @@ class Job:
     codebook_folder: Path | None
     coded_share: float = 1.0
     """What entropy-coded codes are expected to take of the bits of packed ones."""
+    was_chosen: bool = False
+    """Whether `auto` has chosen it."""
 
     @property
     def called(self) -> int:
         """How many datagrams tell each peer that a request has begun; 0 where rows are sure to arrive."""
         return copies_of(self.strategy)
+
+    @property
+    def listed(self) -> Listed:
+        """The strategy as tables name it."""
+        return Chosen(self.strategy) if self.was_chosen else self.strategy
 
     def bytes_sent(self) -> list[int]:
         """Return the payload that each rank sends for one request, input placement not included."""
@@ -93,22 +100,33 @@ def codec_for(config: BenchConfig, model: ModelAdapter) -> Codec:
 
 
 def plan_jobs(
-    config: BenchConfig, model: ModelAdapter, world_size: int, cpus: Sequence[float] | None = None
+    config: BenchConfig,
+    model: ModelAdapter,
+    world_size: int,
+    cpus: Sequence[float] | None = None,
+    *,
+    choice: int | None = None,
 ) -> list[Job]:
     """Lay out every strategy; `cpus` are the CPU shares of all ranks, where they are known already.
+
+    `choice` is the number of the strategy that `auto` has chosen among its own; while it is None, nothing is laid out
+    for it.
 
     Raises:
         ConfigError: A strategy cannot split the model over these ranks, or codebooks have not been fitted.
     """
-    return lay_out(config.strategies, config.weights(world_size, cpus), config.model, model, config.input)
+    weights = config.weights(world_size, cpus)
+    return lay_out(config.strategies, weights, config.model, model, config.input, choice=choice)
 
 
 def lay_out(
-    strategies: Sequence[StrategyConfig],
+    entries: Sequence[Entry],
     weights: tuple[float, ...],
     config: ModelConfig,
     model: ModelAdapter,
     given: Calibration,
+    *,
+    choice: int | None = None,
 ) -> list[Job]:
     """Lay out strategies on one rank for each weight; `model` is that of `config`, and `given` calibrates codebooks.
 
@@ -116,7 +134,11 @@ def lay_out(
         ConfigError: As `plan_jobs`.
     """
     jobs, faults = [], list[str]()
-    for strategy in strategies:
+    for entry in entries:
+        if isinstance(entry, AutoConfig) and choice is None:
+            faults += [fault for need in needs_of(entry.among, config, given) for fault in need.faults()]
+            continue
+        strategy: StrategyConfig = candidates_of(entry)[(choice or 0) if isinstance(entry, AutoConfig) else 0]
         try:
             ranges = STRATEGIES[strategy.name].partition(model.shape, weights)
             messages = predict_messages(model.shape, strategy, len(weights), weights)
@@ -131,7 +153,8 @@ def lay_out(
             share = 1.0 if found else need.coded_share()
         bands = tuple(model.input_rows(tokens) for tokens in ranges)
         messages = as_expected(messages, share, CODER_OVERHEAD_BYTES)
-        jobs.append(Job(strategy, model_of(config, strategy), ranges, weights, bands, messages, folder, share))
+        own_model, was_chosen = model_of(config, strategy), isinstance(entry, AutoConfig)
+        jobs.append(Job(strategy, own_model, ranges, weights, bands, messages, folder, share, was_chosen))
     if faults:
         raise ConfigError(faults)
     return jobs

@@ -16,7 +16,7 @@ from dataclasses import asdict, astuple, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from astra.config import StrategyConfig
+from astra.strategy_config import Listed
 
 __all__ = [
     "SPAN_NAMES",
@@ -176,7 +176,7 @@ class RankCounts:
 class StrategyResult:
     """All measured requests of one strategy."""
 
-    strategy: StrategyConfig
+    strategy: Listed
     placement: str
     answers: Sequence[Answer]
     predicted_bytes: float
@@ -189,6 +189,8 @@ class StrategyResult:
     """Requests per second with several under way at once; None for strategies that take one after the other."""
     accuracy: float | None = None
     """Share of the labelled set that is answered right; None without one."""
+    predicted_s: float | None = None
+    """Latency of a request as it was predicted before; None where it was not."""
 
     @property
     def counted(self) -> LinkTotals | None:
@@ -197,12 +199,12 @@ class StrategyResult:
         return LinkTotals.sum(parts) if parts else None
 
 
-def label(strategy: StrategyConfig) -> str:
+def label(strategy: Listed) -> str:
     """Name a strategy with its settings: for progress, marks and errors."""
     return f"{strategy.name} {strategy.settings}".strip()
 
 
-def request_row(strategy: StrategyConfig, placement: str, answer: Answer, reference: Sequence[Answer] | None) -> Row:
+def request_row(strategy: Listed, placement: str, answer: Answer, reference: Sequence[Answer] | None) -> Row:
     """Make the row of `requests` for one answer; `reference` are the answers of `single`."""
     agreement = _agreement(answer, reference)
     spans: Row = {f"{name}_s": answer.spans_s.get(name, 0.0) for name in SPAN_NAMES}
@@ -238,6 +240,7 @@ def summary_row(
         "latency_p50_s": median_s,
         "latency_p95_s": _latency_s(result.answers, 95),
         "latency_p99_s": _latency_s(result.answers, 99),
+        "latency_predicted_s": result.predicted_s,
         "speedup_vs_single": None if reference is None else _latency_s(reference, 50) / median_s,
         **_accuracy_cells(result.accuracy, single_accuracy),
         "throughput_rps": count / total_s if result.burst_rps is None else result.burst_rps,
@@ -288,7 +291,7 @@ def _datagram_cells(counts: DatagramCounts | None) -> Row:
     }
 
 
-def _digest_cells(strategy: StrategyConfig, answer: Answer) -> Row:
+def _digest_cells(strategy: Listed, answer: Answer) -> Row:
     """Return digests of the datagrams of all ranks, and of which of their rows were missing where.
 
     Requests with equal `missing_digest` are the same request and lacked the same, so all else must be equal too.
@@ -309,7 +312,7 @@ def _missing_pct(answers: Sequence[Answer]) -> float | None:
     return DatagramCounts.sum(parts).missing_pct if parts else None
 
 
-def _identity(strategy: StrategyConfig, placement: str) -> Row:
+def _identity(strategy: Listed, placement: str) -> Row:
     return {"strategy": strategy.name, "settings": strategy.settings, "placement": placement}
 
 

@@ -19,7 +19,7 @@ from astra.traffic import PlannedMessage
 from astra.transport import framed_size
 from astra.transport.datagram_framing import DATAGRAM_HEADER_BYTES
 
-__all__ = ["DATAGRAM_FRAME_HEADER_BYTES", "FRAME_HEADER_BYTES", "SEGMENT_BYTES", "bytes_on_links"]
+__all__ = ["DATAGRAM_FRAME_HEADER_BYTES", "FRAME_HEADER_BYTES", "SEGMENT_BYTES", "bytes_on_links", "forward_bytes"]
 
 SEGMENT_BYTES = 1500 - 20 - 32
 """TCP payload of a full segment: MTU less IPv4 header, less TCP header with timestamps."""
@@ -38,10 +38,21 @@ def bytes_on_links(messages: Iterable[PlannedMessage], *, curve: bool = False) -
     return sum(message.count * _message_bytes(message, curve) for message in messages)
 
 
-def _message_bytes(message: PlannedMessage, curve: bool) -> int:
+def forward_bytes(message: PlannedMessage, *, curve: bool = False) -> int:
+    """Return the bytes of one message's frames on its own way, without acknowledgements."""
     if message.is_datagram:
         return message.payload_bytes + DATAGRAM_FRAME_HEADER_BYTES
     stream_bytes = framed_size(message.payload_bytes, curve=curve)
-    segments = -(-stream_bytes // SEGMENT_BYTES)
+    return stream_bytes + _segments(stream_bytes) * FRAME_HEADER_BYTES
+
+
+def _message_bytes(message: PlannedMessage, curve: bool) -> int:
+    if message.is_datagram:
+        return forward_bytes(message)
+    segments = _segments(framed_size(message.payload_bytes, curve=curve))
     acknowledgements = -(-segments // SEGMENTS_PER_ACKNOWLEDGEMENT)
-    return stream_bytes + (segments + acknowledgements) * FRAME_HEADER_BYTES
+    return forward_bytes(message, curve=curve) + acknowledgements * FRAME_HEADER_BYTES
+
+
+def _segments(stream_bytes: int) -> int:
+    return -(-stream_bytes // SEGMENT_BYTES)

@@ -33,6 +33,7 @@ from astra.placement import Array, distribute
 from astra.reporting import Links, Reporter
 from astra.strategies import RankContext
 from astra.strategy_config import uses_datagrams
+from astra.survey import NOTHING_PREDICTED, Predicted, Survey
 from astra.timeline import Timeline
 from astra.transport import Tag, Transport
 from astra.transport.datagram import DatagramPort, open_port
@@ -81,6 +82,8 @@ class Loaded:
     """Pixels [N, 3, H, W] or token ids [N, T]; None on a rank that is sent what it needs."""
     labelled: LabelledSet | None
     """What strategies answer besides, if the config names any."""
+    survey: Survey
+    """What is known of devices and links, where the config has ranks measure them."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class World:
     """That of `Loaded`."""
     curve: bool = False
     """Whether what is sent is encrypted."""
+    predicted: Predicted = NOTHING_PREDICTED
+    """What is expected of the jobs, on rank 0 of a benchmark that predicts."""
 
 
 @contextmanager
@@ -142,7 +147,8 @@ def load(config: BenchConfig, environment: Environment) -> Loaded:
     # leaves the model's and the libraries' objects alone, so that neither requests nor reports have to wait for it.
     gc.collect()
     gc.freeze()
-    return Loaded(model, inputs, labelled)
+    cpus = environment.cpus or float(torch.get_num_threads())
+    return Loaded(model, inputs, labelled, Survey(cpus))
 
 
 @contextmanager
@@ -167,13 +173,13 @@ def join(
     port: DatagramPort | None = None
     complete = False
     try:
-        if any(uses_datagrams(strategy) for strategy in config.strategies):
+        if any(uses_datagrams(strategy) for strategy in config.candidates):
             port = open_port(transport, own_address(place), config.timeout_s)
             port.epoch = epoch.number
         collectives = Collectives(transport, config.timeout_s, port)
-        jobs = _meet(loaded, config, environment, collectives)
+        jobs, predicted = _meet(loaded, config, environment, collectives, epoch)
         curve = environment.curve_keys is not None
-        yield World(loaded.model, jobs, loaded.inputs, collectives, transport, loaded.labelled, curve)
+        yield World(loaded.model, jobs, loaded.inputs, collectives, transport, loaded.labelled, curve, predicted)
         complete = True
     finally:
         if port is not None:
@@ -189,15 +195,27 @@ def with_keys(connect: Callable[..., Transport], environment: Environment, membe
     return partial(connect, keys=keys.among(members))
 
 
-def _meet(loaded: Loaded, config: BenchConfig, environment: Environment, collectives: Collectives) -> list[Job]:
-    """Compare notes with the other members where that is needed, and lay out the work."""
+def _meet(
+    loaded: Loaded, config: BenchConfig, environment: Environment, collectives: Collectives, epoch: Epoch
+) -> tuple[list[Job], Predicted]:
+    """Compare notes with the other members where that is needed, and lay out the work; rank 0 predicts it."""
     by_cpus, labelled = config.partition == "cpus", loaded.labelled
     cpus = None
     if by_cpus or config.model.is_text or labelled is not None:
         examples = None if labelled is None else labelled.examples.inputs
         greetings = exchange(collectives, Greeting.of(environment.cpus, loaded.inputs, examples))
         cpus = [greeting.cpus for greeting in greetings] if by_cpus else None
-    return _lay_out(config, loaded.model, labelled, collectives.world_size, cpus)
+    if not config.measures_first:
+        return _lay_out(config, loaded.model, labelled, collectives.world_size, cpus), NOTHING_PREDICTED
+    survey, weights = loaded.survey, config.weights(collectives.world_size, cpus)
+    if not epoch.number:
+        survey.take(loaded.model, collectives, epoch.members)
+    choice = None
+    if config.auto is not None:
+        among = survey.predict(config, config.auto.among, loaded.model, weights, epoch.members)
+        choice = survey.choose(collectives, among)
+    jobs = _lay_out(config, loaded.model, labelled, collectives.world_size, cpus, choice=choice)
+    return jobs, survey.predict(config, [job.strategy for job in jobs], loaded.model, weights, epoch.members)
 
 
 def _for_members(config: BenchConfig, epoch: Epoch) -> BenchConfig:
@@ -214,11 +232,13 @@ def _lay_out(
     labelled: LabelledSet | None,
     world_size: int,
     cpus: Sequence[float] | None = None,
+    *,
+    choice: int | None = None,
 ) -> list[Job]:
     """Lay out the requests and the labelled set; raise ConfigError with what is wrong in either of them."""
     jobs, faults = [], list[str]()
     try:
-        jobs = plan_jobs(config, model, world_size, cpus)
+        jobs = plan_jobs(config, model, world_size, cpus, choice=choice)
     except ConfigError as error:
         faults += error.faults
     try:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from astra.models import Block, BlockShard, ModelAdapter
+from astra.models import Block, BlockShard, ModelAdapter, ModelShape
 from astra.partition import split
 from astra.timeline import Timeline
 from astra.transport import Tag
 
-__all__ = ["add_bias", "finish_layer", "own_shards"]
+__all__ = ["add_bias", "finish_layer", "own_shards", "shares"]
 
 
 def own_shards(model: ModelAdapter, rank: int, weights: Sequence[float]) -> list[BlockShard]:
@@ -23,6 +23,12 @@ def own_shards(model: ModelAdapter, rank: int, weights: Sequence[float]) -> list
     heads = split(model.shape.num_heads, weights)[rank]
     hidden = split(model.shape.mlp_width, weights)[rank]
     return [block.shard(heads, hidden) for block in model.blocks]
+
+
+def shares(shape: ModelShape, weights: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return which share of the heads, and which of the hidden units, each rank has. Pure."""
+    heads, hidden = split(shape.num_heads, weights), split(shape.mlp_width, weights)
+    return [len(own) / shape.num_heads for own in heads], [len(own) / shape.mlp_width for own in hidden]
 
 
 def finish_layer(

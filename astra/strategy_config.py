@@ -1,22 +1,26 @@
 """How each strategy is set up: one frozen and strict pydantic model each, told apart by `name`. Pure, free of torch."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from astra import faults
 from astra.packaged import CheckpointName
-from astra.section import Section
+from astra.section import Section, named
 from astra.transport_config import DatagramConfig, ReliableConfig, TransportConfig
 
 __all__ = [
     "DEFAULT_NUM_CODEWORDS",
     "AnyStrategy",
     "AstraConfig",
+    "AutoConfig",
     "BlockConfig",
+    "Chosen",
     "Coding",
     "GalaxyConfig",
+    "Listed",
     "NumCodewords",
     "PipelineConfig",
     "PrismConfig",
@@ -249,6 +253,46 @@ AnyStrategy = (
     | AstraConfig
 )
 """One of them, in the order in which they are listed to users."""
+
+
+class AutoConfig(Section):
+    """Whichever of some strategies is predicted to answer first on these devices and links."""
+
+    name: Literal["auto"] = "auto"
+    among: tuple[Annotated[AnyStrategy, Field(discriminator="name"), BeforeValidator(named)], ...] = Field(
+        min_length=1, strict=False
+    )
+    """What to choose from; `single` may be one of them."""
+
+    @property
+    def settings(self) -> str:
+        """Nothing: what tells it apart is what was chosen, which `Chosen` names."""
+        return ""
+
+
+class Listed(Protocol):
+    """What a table needs to know of a strategy."""
+
+    @property
+    def name(self) -> str:
+        """Which one it is."""
+
+    @property
+    def settings(self) -> str:
+        """What tells two of the same name apart."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What `auto` has chosen, as tables show it."""
+
+    strategy: AnyStrategy
+    name: str = "auto"
+
+    @property
+    def settings(self) -> str:
+        """Name the strategy."""
+        return f"-> {self.strategy.name} {self.strategy.settings}".strip()
 
 
 def uses_datagrams(strategy: AnyStrategy) -> bool:

@@ -6,18 +6,29 @@ Reads a checkpoint's `config.json` if the folder is there. Loads no weights and 
 from collections.abc import Sequence
 
 from astra import entropy, faults
-from astra.config import AstraConfig, ModelConfig, SingleConfig, model_of
+from astra.config import AstraConfig, AutoConfig, ModelConfig, SingleConfig, model_of
 from astra.model_faults import missing_files, model_faults, size_faults
 from astra.strategy_config import AnyStrategy, QuantisedSection
 
 __all__ = ["Strategies", "group_faults", "located", "strategy_faults"]
 
-Strategies = Sequence[AnyStrategy | None]
+Strategies = Sequence[AnyStrategy | AutoConfig | None]
 """Entries of a list; None for those that have faults of their own."""
 
 
-def strategy_faults(where: str, strategies: Strategies, model: ModelConfig | None, at: faults.Path = ()) -> list[str]:
-    """List everything that is wrong; `model` is None where it is not known, and the list lies in the section `at`."""
+def strategy_faults(
+    where: str,
+    strategies: Strategies,
+    model: ModelConfig | None,
+    at: faults.Path = (),
+    *,
+    in_order: bool = True,
+) -> list[str]:
+    """List everything that is wrong.
+
+    `model` is None where it is not known, the list lies in the section `at`, and `in_order` means that `single` has to
+    come first.
+    """
     if model is not None and size_faults(where, model):
         model = None
     found, seen = [], dict[tuple[str, str], int]()
@@ -28,10 +39,10 @@ def strategy_faults(where: str, strategies: Strategies, model: ModelConfig | Non
         shown = f"{strategy.name} {strategy.settings}".strip()
         if (first := seen.setdefault((strategy.name, strategy.settings), index)) != index:
             advice = "remove it or change its settings"
-            if strategy.checkpoint:
+            if not isinstance(strategy, AutoConfig) and strategy.checkpoint:
                 advice = "give it a `label`, since their folders have one name"
             found.append(faults.fault(where, path, f"different from strategies[{first}]", shown, advice))
-        elif isinstance(strategy, SingleConfig) and not isinstance(strategies[0], SingleConfig):
+        elif in_order and isinstance(strategy, SingleConfig) and not isinstance(strategies[0], SingleConfig):
             advice = "the others are compared with its answers and its latency"
             found.append(faults.fault(where, path, "another strategy: single comes first", shown, advice))
         if isinstance(strategy, AstraConfig) and strategy.coding == "entropy" and not entropy.is_available():
@@ -40,7 +51,10 @@ def strategy_faults(where: str, strategies: Strategies, model: ModelConfig | Non
                 "pip install 'astra-testbed[entropy]'",
             )
             found.append(faults.fault(where, (*path, "coding"), rule, strategy.coding, advice))
-        if model is not None:
+        if isinstance(strategy, AutoConfig):
+            within = strategy_faults(where, strategy.among, model, in_order=False)
+            found += located(where, within, ("strategies",), (*path, "among"))
+        elif model is not None:
             found += group_faults(where, path, strategy, model) if isinstance(strategy, AstraConfig) else []
             found += _weight_faults(where, path, strategy, model)
     return found

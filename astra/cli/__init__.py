@@ -7,6 +7,8 @@
     astra train      train a model, or fine-tune it and its codebooks for a method
     astra study      train and evaluate all that tables of accuracies need
     astra keys       make the key files of a run by hand
+    astra plan       predict what strategies would take on the devices and links of a scenario, and run nothing
+    astra probe      measure how fast this machine computes
     astra convert    turn models that were trained elsewhere into checkpoint folders
 
 Exit codes: 0 success, 1 the run failed, 2 bad input. torch and transformers take seconds to import, so the commands
@@ -18,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from astra.cli import accuracy, convert, keys, ranks
+from astra.cli import accuracy, convert, keys, planning, ranks
 
 __all__ = ["app", "main"]
 
@@ -28,7 +30,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _command in (ranks.bench, ranks.generate, ranks.fit, accuracy.evaluate, accuracy.train, accuracy.study, keys.keys):
+for _command in (
+    *(ranks.bench, ranks.generate, ranks.fit),
+    *(accuracy.evaluate, accuracy.train, accuracy.study),
+    *(planning.plan, planning.probe, keys.keys),
+):
     app.command()(_command)
 app.add_typer(convert.commands, name="convert")
 

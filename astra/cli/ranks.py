@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +23,7 @@ from astra.config_file import Command, load_config
 from astra.environment import Environment
 from astra.errors import ConfigError
 from astra.model_faults import planning_faults
+from astra.strategy_config import AnyStrategy
 
 if TYPE_CHECKING:
     from astra.evaluation.config import EvaluationConfig
@@ -69,7 +70,7 @@ def fit(config: _ConfigOption = None) -> None:
     with failures_reported():
         path = config_path(config)
         wanted = _load_evaluation(path) or _load(path, "fit")[1]
-        if not any(isinstance(strategy, AstraConfig) for strategy in wanted.strategies):
+        if not any(isinstance(strategy, AstraConfig) for strategy in _all_of(wanted)):
             say("fit: no strategy needs codebooks")
             return
         from astra.evaluation.run import evaluation_needs
@@ -101,6 +102,11 @@ def _be_rank(
 
         with closing(reporting.connect(write=say)) as reporter:
             work(wanted, environment, reporter)
+
+
+def _all_of(wanted: "BenchConfig | EvaluationConfig") -> Sequence[AnyStrategy]:
+    """Return all strategies that may come to run."""
+    return wanted.candidates if isinstance(wanted, BenchConfig) else wanted.strategies
 
 
 def _load_evaluation(path: Path) -> "EvaluationConfig | None":

@@ -30,7 +30,7 @@ class LabelledSet:
         self._accuracy = accuracy
         self._config = accuracy.model or config.model
         self._model = model if self._config == config.model else load_model(self._config)
-        self._strategies: Sequence[StrategyConfig] = accuracy.strategies or config.strategies
+        self._strategies: Sequence[StrategyConfig] = accuracy.strategies or config.candidates
         self.examples = load_examples(accuracy.data, self._config, accuracy.split, limit=accuracy.limit)
         if found := unknown_ids(self.examples, self._model.shape):
             raise ConfigError(found)

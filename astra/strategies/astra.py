@@ -43,6 +43,22 @@ from astra.errors import ConfigError
 from astra.exchange import open_exchange, plan_rows, plan_to_first
 from astra.memory import spare_bytes
 from astra.models import Block, ModelAdapter, ModelShape
+from astra.planning.forecast import BYTES_OF_FP32
+from astra.planning.schedule import (
+    Compute,
+    Repeat,
+    Schedule,
+    Send,
+    Step,
+    Wait,
+    answered,
+    per_rank,
+    rows_seen,
+    rows_shown,
+    show_rows,
+)
+from astra.planning.tables import expected_codes, expected_tables
+from astra.planning.work import NOTHING, LayerWork, Work, alone
 from astra.remote_tables import KeyValueCodewords, RemoteKeyValue, remote_tables
 from astra.rows import CodeRows, RowCodec, Rows, ValueRows
 from astra.slices import answer_rank, bring_answer, plan_answer, split_tokens
@@ -157,6 +173,46 @@ class AstraStrategy:
         tables, budget_bytes = self._config.tables, spare_bytes() // 2
         return remote_tables(self._codebooks, model.blocks, num_remote, tables=tables, budget_bytes=budget_bytes)
 
+    @staticmethod
+    def schedule(shape: ModelShape, config: AstraConfig, ranges: Sequence[range], weights: Sequence[float]) -> Schedule:
+        """Encode, project while codes are in flight, look up, and attend over the codes that there are."""
+        parts, causal, classes = LayerWork(shape), shape.causal, shape.num_class_tokens
+        content, width = [len(tokens) for tokens in ranges], config.quantised_width(shape.width, shape.kv_width)
+        num_codewords = 1 << config.bits
+        table_values = 2 * shape.kv_width * _table_width(config) if config.site == "input" else 0
+        table_bytes = BYTES_OF_FP32 * num_codewords * table_values
+        tables = expected_tables(shape.num_layers, table_bytes) if table_bytes else 1.0
+        is_counted = config.num_groups == 1 and shape.family != "llama"
+
+        def encode(own: int, shown: int) -> Work:
+            projected = parts.key_value(own + classes) if config.site == "kv" else NOTHING
+            return projected + parts.quantise(shown, width, config.num_groups, num_codewords)
+
+        def project(own: int) -> Work:
+            projected = parts.key_value(own + classes) if config.site == "input" else NOTHING
+            return projected + parts.query(own + classes)
+
+        def look(own: int, remote: int) -> Work:
+            distinct = expected_codes(num_codewords, remote) if is_counted else remote
+            rows = own + classes
+            keys = parts.look_up(distinct, _table_width(config) if config.site == "input" else 1) * tables
+            if config.site == "input":
+                keys += (parts.look_up(distinct) + parts.key_value(distinct)) * (1 - tables)
+            return keys + parts.attend(rows, distinct + rows) + parts.finish(rows)
+
+        codes = CodeRows(config.bits)
+        layer = (
+            per_rank(encode, content, rows_shown(content, causal=causal)),
+            show_rows(config.transport, codes, content, config.num_groups, causal=causal),
+            per_rank(project, content),
+            Wait(),
+            per_rank(look, content, rows_seen(content, causal=causal)),
+        )
+        last = answered(shape, len(ranges)) if causal else _averaged(shape, config, len(ranges))
+        steps = (per_rank(parts.embed, content), Repeat(shape.num_layers, layer), *last)
+        quantiser = shape.num_layers * num_codewords * (width + tables * table_values)
+        return Schedule(steps, (float(parts.all_weights + quantiser),) * len(ranges))
+
     def _encode(self, layer: int, rows_BTE: Tensor) -> Tensor:
         """Quantise the content rows, for those that look at them; the class copy stays here.
 
@@ -222,6 +278,18 @@ def _code_rows(config: AstraConfig, folder: Path, spec: CodebookSpec, shape: Mod
     if config.coding == "fixed":
         return CodeRows(config.bits)
     return CodedRows(config.bits, load_tables(folder, spec, shape.num_content_tokens))
+
+
+def _averaged(shape: ModelShape, config: AstraConfig, world_size: int) -> tuple[Step, ...]:
+    """Bring all class copies to rank 0, and read the answer off their mean."""
+    copies = plan_to_first(config.transport, _class_rows(shape), shape.width, world_size)
+    return Send(tuple(copies)), Wait(), Compute(alone(0, world_size, LayerWork(shape).head()))
+
+
+def _table_width(config: AstraConfig) -> float:
+    """Return how many fp32 rows a codeword of every group takes in a table: half as many in half precision."""
+    is_half = config.tables == "fp16" and config.num_groups > 1
+    return config.num_groups / 2 if is_half else config.num_groups
 
 
 def _class_rows(shape: ModelShape) -> ValueRows:

@@ -27,6 +27,8 @@ from astra.attention import attend, positions_of
 from astra.collectives import PendingGather
 from astra.models import Block, ModelShape
 from astra.partition import split
+from astra.planning.schedule import Broadcast, Compute, Schedule, Send, Step, Wait, per_rank
+from astra.planning.work import LayerWork, Work, alone
 from astra.slices import rows_per_rank
 from astra.strategies.protocol import KeepOutput, RankContext, Request
 from astra.strategy_config import BlockConfig
@@ -91,14 +93,45 @@ class BlockStrategy:
         gathered = [encoded_size(config.wire, shape.num_tokens, width) for width in widths]
         messages = all_to_all(gathered, count=len(coupled_layers(shape.num_layers, config.num_coupled)))
         if config.exchange == "sequence":
-            messages += [
-                PlannedMessage(source, destination, encoded_size(config.wire, len(rows), width), config.num_coupled)
-                for source, rows in enumerate(_rows_per_rank(shape, weights))
-                for destination, width in enumerate(widths)
-                if source != destination
+            messages += _rows_back(config, _rows_per_rank(shape, weights), widths) * config.num_coupled
+        return messages + _answers(widths)
+
+    @staticmethod
+    def schedule(shape: ModelShape, config: BlockConfig, ranges: Sequence[range], weights: Sequence[float]) -> Schedule:
+        """Run narrow layers without a word, and whole ones around exchanges."""
+        parts, world_size, causal = LayerWork(shape), len(weights), shape.causal
+        widths = [len(columns) for columns in _columns_per_rank(shape, config, weights)]
+        tokens, is_split = shape.num_tokens, config.exchange == "sequence"
+        rows = _rows_per_rank(shape, weights) if is_split else [range(tokens)] * world_size
+
+        def narrow(width: int) -> Work:  # blocks on the diagonal: as high as they are wide
+            share = width / shape.width / config.num_blocks
+            products = parts.query(tokens, share) + parts.key_value(tokens, share) + parts.output(tokens, share)
+            return products + parts.mlp(tokens, share) + parts.attend(tokens, tokens, width / shape.width)
+
+        def whole(own: range) -> Work:
+            keys = own.stop if causal else tokens
+            return parts.decode(config.wire, tokens) + parts.layer(len(own), keys)
+
+        coupled: list[Step] = [
+            per_rank(lambda width: parts.encode(config.wire, tokens, width), widths),
+            Broadcast(tuple(encoded_size(config.wire, tokens, width) for width in widths)),
+            Wait(),
+            Compute(tuple(map(whole, rows))),
+        ]
+        if is_split:
+            coupled += [
+                per_rank(lambda own: parts.encode(config.wire, own), [len(own) for own in rows]),
+                Send(tuple(_rows_back(config, rows, widths))),
+                Wait(),
+                per_rank(lambda width: parts.decode(config.wire, tokens, width), widths),
             ]
-        answers = [PlannedMessage(rank, 0, encoded_size("fp32", 1, widths[rank])) for rank in range(1, len(widths))]
-        return messages + answers
+        steps: list[Step] = [per_rank(lambda _: parts.embed(tokens), widths)]
+        for layer in range(shape.num_layers):
+            is_coupled = layer in coupled_layers(shape.num_layers, config.num_coupled)
+            steps += coupled if is_coupled else [per_rank(narrow, widths)]
+        steps += [Send(tuple(_answers(widths))), Wait(), Compute(alone(0, world_size, parts.head()))]
+        return Schedule(tuple(steps), (float(parts.all_weights),) * world_size)
 
     def _run_decoupled(self, layer: int, sub_blocks: Sequence[Block], x_BTW: Tensor) -> Tensor:
         """Run this rank's sub-blocks side by side."""
@@ -228,3 +261,18 @@ def _rows_per_rank(shape: ModelShape, weights: Sequence[float]) -> list[range]:
     """Return the rows of x that each rank runs a split coupled layer for; rank 0's begin with the class tokens."""
     counts = rows_per_rank(shape, split(shape.num_content_tokens, weights))
     return [range(sum(counts[:rank]), sum(counts[: rank + 1])) for rank in range(len(counts))]
+
+
+def _rows_back(config: BlockConfig, rows: Sequence[range], widths: Sequence[int]) -> list[PlannedMessage]:
+    """Send each rank its columns of the rows that the others have run a split coupled layer for."""
+    return [
+        PlannedMessage(source, destination, encoded_size(config.wire, len(own), width))
+        for source, own in enumerate(rows)
+        for destination, width in enumerate(widths)
+        if source != destination
+    ]
+
+
+def _answers(widths: Sequence[int]) -> list[PlannedMessage]:
+    """Bring every rank's columns of the answer's row to rank 0."""
+    return [PlannedMessage(rank, 0, encoded_size("fp32", 1, width)) for rank, width in enumerate(widths) if rank]

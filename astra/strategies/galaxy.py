@@ -24,8 +24,11 @@ from torch import Tensor
 from astra.attention import attend, positions_of
 from astra.models import BlockShard, ModelShape
 from astra.partition import split
+from astra.planning.rings import RingSteps
+from astra.planning.schedule import Repeat, Schedule, Step, answered, per_rank
+from astra.planning.work import LayerWork, Work
 from astra.ring import Ring, plan_all_gather, plan_reduce_scatter
-from astra.shards import add_bias, own_shards
+from astra.shards import add_bias, own_shards, shares
 from astra.slices import answer_rank, bring_answer, content_rows, embed_slice, plan_answer, rows_per_rank
 from astra.strategies.protocol import RankContext, Request
 from astra.strategy_config import GalaxyConfig
@@ -99,6 +102,39 @@ class GalaxyStrategy:
             *plan_reduce_scatter(rows, shape.width, config.wire, count),
             *plan_answer(shape, answer_rank(shape, len(ranges))),
         ]
+
+    @staticmethod
+    def schedule(
+        shape: ModelShape, config: GalaxyConfig, ranges: Sequence[range], weights: Sequence[float]
+    ) -> Schedule:
+        """Compute tile by tile while the next one travels, around the attention and through the MLP."""
+        parts, rows, tokens = LayerWork(shape), rows_per_rank(shape, ranges), shape.num_tokens
+        heads, hidden = shares(shape, weights)
+        ring, last = RingSteps(parts, rows, config.wire), len(ranges) - 1
+
+        def project(rank: int, owner: int) -> Work:
+            return parts.query(rows[owner], heads[rank]) + parts.key_value(rows[owner], heads[rank])
+
+        def run_hidden(rank: int, owner: int) -> Work:
+            return parts.mlp(rows[owner], hidden[rank])
+
+        def mlp_part(hop: int) -> list[Step]:
+            return ring.gather_hop("mlp", hop, run_hidden) if hop else ring.part(run_hidden)(0)
+
+        layer = (
+            per_rank(parts.norm, rows),
+            *ring.all_gather("attention", project),
+            per_rank(lambda share: parts.attend(tokens, tokens, share), heads),
+            *ring.reduce_scatter(
+                "attention sum", ring.part(lambda rank, owner: parts.output(rows[owner], heads[rank]))
+            ),
+            per_rank(parts.norm, rows),
+            *(ring.begin_gather("mlp") if last else ()),
+            *ring.reduce_scatter("mlp sum", mlp_part),
+            per_rank(parts.norm, rows),
+        )
+        steps = (per_rank(parts.embed, rows), Repeat(shape.num_layers, layer), *answered(shape, len(ranges)))
+        return Schedule(steps, tuple(share * parts.all_weights for share in hidden))
 
     def _attend(self, tag: Tag, shard: BlockShard, u_BTD: Tensor) -> Tensor:
         """Return the attention's output for own tokens, summed over all heads, from u of own tokens."""

@@ -21,6 +21,8 @@ from torch import Tensor
 from astra.attention import attend
 from astra.models import ModelShape
 from astra.partition import split
+from astra.planning.schedule import Compute, Schedule, Send, Step, Wait
+from astra.planning.work import NOTHING, LayerWork, alone
 from astra.slices import bring_answer, plan_answer
 from astra.strategies.protocol import RankContext, Request
 from astra.strategy_config import PipelineConfig
@@ -90,6 +92,30 @@ class PipelineStrategy:
         size = encoded_size(config.wire, shape.num_tokens, shape.width)
         hops = [PlannedMessage(rank, rank + 1, size) for rank in range(len(ranges) - 1)]
         return hops + plan_answer(shape, len(ranges) - 1)
+
+    @staticmethod
+    def schedule(
+        shape: ModelShape, config: PipelineConfig, ranges: Sequence[range], weights: Sequence[float]
+    ) -> Schedule:
+        """Run stage after stage, each when x has come."""
+        parts, tokens, world_size = LayerWork(shape), shape.num_tokens, len(ranges)
+        stages = split(shape.num_layers, weights)
+        size = encoded_size(config.wire, tokens, shape.width)
+        steps: list[Step] = [Compute(alone(0, world_size, parts.embed(tokens)))]
+        for rank, layers in enumerate(stages):
+            work = parts.layer(tokens, tokens) * len(layers)
+            work += parts.decode(config.wire, tokens) if rank else NOTHING
+            if rank == world_size - 1:
+                steps.append(Compute(alone(rank, world_size, work)))
+            else:
+                steps.append(Compute(alone(rank, world_size, work + parts.encode(config.wire, tokens))))
+                steps += [Send((PlannedMessage(rank, rank + 1, size),)), Wait()]
+        if world_size > 1:
+            steps += [Send(tuple(plan_answer(shape, world_size - 1))), Wait()]
+        steps.append(Compute(alone(0, world_size, parts.head())))
+        ends = shape.width * (shape.vocabulary + shape.num_outputs)
+        held = [float(len(layers) * shape.layer_weights + (0 if rank else ends)) for rank, layers in enumerate(stages)]
+        return Schedule(tuple(steps), tuple(held))
 
     def _run_stage(self, request: Request) -> Tensor:
         """Take x, run this rank's layers and hand x on; return the answer's row as far as it has come."""

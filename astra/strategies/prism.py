@@ -25,6 +25,8 @@ from astra.attention import attend, hide_absent, positions_of, prepend_remote
 from astra.exchange import PendingRows, open_exchange, plan_rows
 from astra.models import ModelShape
 from astra.partition import split
+from astra.planning.schedule import Repeat, Schedule, Wait, answered, per_rank, rows_seen, show_rows
+from astra.planning.work import LayerWork, Work
 from astra.rows import Rows, ValueRows
 from astra.segments import count_segments, cut_segments, log_counts, segment_means
 from astra.slices import answer_rank, bring_answer, content_rows, embed_slice, plan_answer, rows_per_rank
@@ -125,6 +127,26 @@ class PrismStrategy:
             causal=shape.causal,
         )
         return means + plan_answer(shape, answer_rank(shape, len(ranges)))
+
+    @staticmethod
+    def schedule(shape: ModelShape, config: PrismConfig, ranges: Sequence[range], weights: Sequence[float]) -> Schedule:
+        """Project own keys while means are in flight, and the means' when they are there."""
+        parts, rows, causal = LayerWork(shape), rows_per_rank(shape, ranges), shape.causal
+        counts = [len(segments) for segments in _segments_per_rank(shape, config, ranges)]
+
+        def look(own: int, remote: int) -> Work:
+            projected = parts.decode(config.wire, remote) + parts.norm(remote) + parts.key_value(remote)
+            return projected + parts.attend(own, own + remote) + parts.finish(own)
+
+        layer = (
+            per_rank(lambda own, count: parts.norm(own) + parts.encode(config.wire, count), rows, counts),
+            show_rows(config.transport, ValueRows(config.wire, shape.width), counts, shape.width, causal=causal),
+            per_rank(lambda own: parts.query(own) + parts.key_value(own), rows),
+            Wait(),
+            per_rank(look, rows, rows_seen(counts, causal=causal)),
+        )
+        steps = (per_rank(parts.embed, rows), Repeat(shape.num_layers, layer), *answered(shape, len(ranges)))
+        return Schedule(steps, (float(parts.all_weights),) * len(ranges))
 
     def _send_means(self, tag: Tag, x_BTD: Tensor) -> PendingRows:
         """Send this slice's means to all that may see them, and do not wait for theirs."""

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from astra.collectives import Collectives
 from astra.models import ModelAdapter, ModelShape
+from astra.planning.schedule import Schedule
 from astra.timeline import Timeline
 from astra.traffic import PlannedMessage
 
-__all__ = ["Keep", "KeepOutput", "RankContext", "Request", "ServesMany", "Strategy"]
+__all__ = ["Keep", "KeepOutput", "RankContext", "Request", "ServesMany", "StatesSchedule", "Strategy"]
 
 
 class Keep(Protocol):
@@ -97,3 +98,12 @@ class ServesMany(Protocol):
 
     def forward_many(self, requests: Iterable[Request]) -> Iterator[Tensor | None]:
         """Take part in answering the requests in order; yield what `forward` would return for each."""
+
+
+@runtime_checkable
+class StatesSchedule(Protocol):
+    """What a strategy has besides if its ranks do something else than run all layers on their tokens in lockstep."""
+
+    @staticmethod
+    def schedule(shape: ModelShape, config: Any, ranges: Sequence[range], weights: Sequence[float]) -> Schedule:
+        """Return who computes, sends and waits in which order, for one request of batch 1. Pure."""

@@ -18,6 +18,8 @@ from torch import Tensor
 from astra.attention import attend, positions_of, prepend_remote
 from astra.config import SequenceConfig
 from astra.models import ModelShape
+from astra.planning.schedule import Broadcast, Repeat, Schedule, Wait, answered, per_rank, rows_seen, rows_shown
+from astra.planning.work import LayerWork, Work
 from astra.slices import answer_rank, bring_answer, content_rows, embed_slice, plan_answer, rows_per_rank, split_tokens
 from astra.strategies.protocol import RankContext, Request
 from astra.traffic import PlannedMessage, all_to_all
@@ -89,6 +91,28 @@ class SequenceStrategy:
         sizes = [encoded_size(config.wire, rows, shape.width) for rows in rows_per_rank(shape, ranges)]
         slices = all_to_all(sizes, count=shape.num_layers, causal=shape.causal)
         return slices + plan_answer(shape, answer_rank(shape, len(ranges)))
+
+    @staticmethod
+    def schedule(
+        shape: ModelShape, config: SequenceConfig, ranges: Sequence[range], weights: Sequence[float]
+    ) -> Schedule:
+        """Project own keys while slices are in flight, and the peers' when they are there."""
+        parts, rows, causal = LayerWork(shape), rows_per_rank(shape, ranges), shape.causal
+        sizes = tuple(encoded_size(config.wire, own, shape.width) for own in rows)
+
+        def look(own: int, remote: int) -> Work:
+            projected = parts.decode(config.wire, remote) + parts.norm(remote) + parts.key_value(remote)
+            return projected + parts.attend(own, own + remote) + parts.finish(own)
+
+        layer = (
+            per_rank(lambda shown: parts.encode(config.wire, shown), rows_shown(rows, causal=causal)),
+            Broadcast(sizes, causal),
+            per_rank(lambda own: parts.query(own) + parts.key_value(own), rows),
+            Wait(),
+            per_rank(look, rows, rows_seen(rows, causal=causal)),
+        )
+        steps = (per_rank(parts.embed, rows), Repeat(shape.num_layers, layer), *answered(shape, len(ranges)))
+        return Schedule(steps, (float(parts.all_weights),) * len(ranges))
 
     def _answer(self, request: Request, row_BD: Tensor) -> Tensor | None:
         """Bring the answer's row to rank 0 and apply the head there."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from astra.attention import attend
 from astra.config import SingleConfig
 from astra.models import ModelShape
+from astra.planning.schedule import Compute, Schedule
+from astra.planning.work import LayerWork, alone
 from astra.strategies.protocol import RankContext, Request
 from astra.traffic import PlannedMessage
 
@@ -62,3 +64,13 @@ class SingleStrategy:
     ) -> list[PlannedMessage]:
         """Send nothing."""
         return []
+
+    @staticmethod
+    def schedule(
+        shape: ModelShape, config: SingleConfig, ranges: Sequence[range], weights: Sequence[float]
+    ) -> Schedule:
+        """Compute on rank 0."""
+        parts, tokens, world_size = LayerWork(shape), shape.num_tokens, len(ranges)
+        work = parts.embed(tokens) + parts.layer(tokens, tokens) * shape.num_layers + parts.head()
+        held = (float(parts.all_weights), *(0.0 for _ in ranges[1:]))
+        return Schedule((Compute(alone(0, world_size, work)),), held)

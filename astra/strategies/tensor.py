@@ -21,8 +21,11 @@ from torch import Tensor
 
 from astra.attention import attend
 from astra.models import ModelShape
-from astra.ring import Ring, plan_all_reduce
-from astra.shards import finish_layer, own_shards
+from astra.planning.rings import RingSteps
+from astra.planning.schedule import Compute, Repeat, Schedule, per_rank
+from astra.planning.work import LayerWork, alone
+from astra.ring import Ring, even_tiles, plan_all_reduce
+from astra.shards import finish_layer, own_shards, shares
 from astra.strategies.protocol import RankContext, Request
 from astra.strategy_config import TensorConfig
 from astra.traffic import PlannedMessage
@@ -97,3 +100,33 @@ class TensorStrategy:
         """Reduce and gather the whole of x twice a layer."""
         count = ALL_REDUCES_PER_LAYER * shape.num_layers
         return plan_all_reduce(shape.num_tokens, len(ranges), shape.width, config.wire, count=count)
+
+    @staticmethod
+    def schedule(
+        shape: ModelShape, config: TensorConfig, ranges: Sequence[range], weights: Sequence[float]
+    ) -> Schedule:
+        """Compute on own heads, add up, compute on own hidden units, add up."""
+        parts, tokens, world_size = LayerWork(shape), shape.num_tokens, len(ranges)
+        heads, hidden = shares(shape, weights)
+        tiles = [len(tile) for tile in even_tiles(tokens, world_size)]
+        ring = RingSteps(parts, tiles, config.wire)
+        attended = per_rank(
+            lambda share: (
+                parts.query(tokens, share)
+                + parts.key_value(tokens, share)
+                + parts.attend(tokens, tokens, share)
+                + parts.output(tokens, share)
+            ),
+            heads,
+        )
+        layer = (
+            attended,
+            *ring.all_reduce("attention"),
+            per_rank(lambda share: parts.norm(tokens) + parts.mlp(tokens, share), hidden),
+            *ring.all_reduce("mlp"),
+            per_rank(lambda _: parts.norm(tokens), hidden),
+        )
+        head = Compute(alone(0, world_size, parts.head()))
+        steps = (per_rank(lambda _: parts.embed(tokens), heads), Repeat(shape.num_layers, layer), head)
+        held = [share * parts.all_weights for share in hidden]
+        return Schedule(steps, tuple(held))

@@ -53,7 +53,8 @@ def test_cli_check_prints_every_fault_and_exits_2(tmp_path: Path):
     assert errors.splitlines() == [
         "bench.json: requests must be at least 1, got 0; give a larger number",
         "bench.json: the file must be a mapping without unknown keys, got 'rounds'; "
-        "known: model, input, strategies, requests, warmup, partition, generation, accuracy, timeout_s, failures",
+        "known: model, input, strategies, requests, warmup, partition, generation, accuracy, timeout_s, failures, "
+        "predict",
     ]
 
 

@@ -170,7 +170,7 @@ CASES = [
     (
         {"strategies": ["singel"]},
         "b.json: strategies[0].name must be one of single, tensor, sequence, pipeline, galaxy, block, prism, astra, "
-        "got 'singel'; did you mean 'single'?",
+        "auto, got 'singel'; did you mean 'single'?",
     ),
     (
         {"strategies": ["single", {"wire": "int8"}]},

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-RUN_IN = ("netns/test_readme_commands.py", "unit/test_packaged.py")
+RUN_IN = ("netns/test_readme_commands.py", "unit/test_packaged.py", "unit/test_plan_command.py")
 RUN_BY_CI = {"make test"}
 RUN_BY_HAND_AND_TESTS = {"make demo": "tests/netns/test_readme_commands.py"}
 """`make demo` takes minutes; the test runs its Makefile line on the smoke scenario."""

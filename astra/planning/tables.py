@@ -1,0 +1,30 @@
+"""How many keys and values a quantised model makes of its peers' codes, as far as that is known before a request. Pure.
+
+codes of remote tokens ──expected_codes──► keys, where equal codes have equal keys
+table of a layer ──expected_tables──► share of the layers that memory has tables for, and do without projections
+"""
+
+import math
+
+__all__ = ["expected_codes", "expected_tables"]
+
+LIKELY_CODES = 1 / 3
+"""The part of a codebook that one input's codes seem drawn from. With 1,024 codewords, 768 tokens of a photograph have
+some 300 different codes (docs/results/performance.md)."""
+
+TABLE_BYTES = 800_000_000
+"""What tables may take of a device of 3 GB, on which half of what is left is for them."""
+
+
+def expected_codes(num_codewords: int, num_tokens: int) -> int:
+    """Return how many different codes so many tokens have, if a part of the codebook is all that comes."""
+    likely = max(2, round(LIKELY_CODES * num_codewords))
+    return round(likely * -math.expm1(num_tokens * math.log1p(-1 / likely)))
+
+
+def expected_tables(num_layers: int, table_bytes: float) -> float:
+    """Return the share of the layers that have tables.
+
+    Devices try whether tables are faster than projections; here they are taken to be.
+    """
+    return min(1.0, TABLE_BYTES // table_bytes / num_layers)

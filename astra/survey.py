@@ -1,0 +1,127 @@
+"""What the ranks of a benchmark find out about devices and links before they begin, and what follows from it.
+
+    every rank: probe own layer ──speed──► rank 0 ──advise──► predictions; and for `auto` a choice ──► every rank
+    pairs of ranks: measure links ──rates──► rank 0
+
+Happens once for a set of connections, in about a second. When members change later, rank 0 decides by what it knows of
+those that are left: whoever waits for an answer should not wait for a measurement.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from astra.advice import Prospect, Row, advise, best, rows
+from astra.collectives import Collectives
+from astra.config import BenchConfig
+from astra.errors import AstraError
+from astra.link_probe import measure_links
+from astra.models import ModelAdapter
+from astra.planning.links import Links, LinkSpeed
+from astra.planning.speed import Device, Speed
+from astra.probe import measure_speed
+from astra.strategy_config import AnyStrategy, Listed
+from astra.transport import Tag
+
+__all__ = ["NOTHING_PREDICTED", "Predicted", "Survey"]
+
+_TELL, _CHOOSE = Tag(0, 0, "speed"), Tag(0, 0, "choice")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What rank 0 expects of each job, if it has been asked to; nothing everywhere else."""
+
+    prospects: Sequence[Prospect] = ()
+    extremes: Mapping[str, float] = field(default_factory=dict)
+    """What was measured of the slowest device and of the slowest links."""
+
+    def latency_s(self, job: int) -> float | None:
+        """Return what is expected of the job with this number."""
+        found = self.prospects[job].forecast if self.prospects else None
+        return None if found is None else found.latency_s
+
+    def rows(self, listed: Sequence[Listed]) -> list[Row]:
+        """Return a table row for each job, under the names by which they are listed."""
+        return [
+            {**row, "strategy": each.name, "settings": each.settings, **self.extremes}
+            for row, each in zip(rows(self.prospects), listed, strict=False)  # on most ranks there are no prospects
+        ]
+
+
+NOTHING_PREDICTED = Predicted()
+
+
+class Survey:
+    """One rank's part, and on rank 0 what all have found."""
+
+    def __init__(self, cpus: float | None):
+        self._cpus = cpus
+        self._own: Speed | None = None
+        self._devices: dict[int, Device] = {}
+        self._links: dict[tuple[int, int], LinkSpeed] = {}
+
+    def take(self, model: ModelAdapter, collectives: Collectives, members: Sequence[int]) -> None:
+        """Measure with all members: every device once, and the links between them anew.
+
+        Raises:
+            AstraError: A peer did not answer.
+        """
+        self._own = self._own or measure_speed(model.shape, model.blocks)
+        own = Device(self._own, self._cpus)
+        packed = collectives.gather(_TELL, _pack(own))
+        measured = measure_links(collectives)
+        if packed is None:
+            return
+        self._devices = {members[0]: own} | {members[peer]: _unpack(part) for peer, part in packed.items()}
+        self._links = {(members[a], members[b]): speed for a, b, speed in measured}
+
+    def predict(
+        self,
+        config: BenchConfig,
+        strategies: Sequence[AnyStrategy],
+        model: ModelAdapter,
+        weights: Sequence[float],
+        members: Sequence[int],
+    ) -> Predicted:
+        """Predict strategies among these members, on rank 0 alone; nothing where nothing has been measured."""
+        if not self._devices:
+            return NOTHING_PREDICTED
+        known = list(self._devices.values())
+        devices = [self._devices.get(member, known[-1]) for member in members]
+        ranks = range(len(members))
+        default = next(iter(self._links.values()), LinkSpeed())
+        pairs = [(a, b, self._links.get((members[a], members[b]), default)) for a in ranks for b in ranks if a != b]
+        links, given = Links.of(pairs), config.input
+        prospects = advise(strategies, config.model, model.shape, given, weights=weights, devices=devices, links=links)
+        return Predicted(prospects, self._extremes())
+
+    def _extremes(self) -> dict[str, float]:
+        found = {"slowest_core_gflops": min(device.speed.gflops for device in self._devices.values())}
+        if self._links:
+            found["slowest_link_mbps"] = min(speed.rate_bps for speed in self._links.values()) / 1e6
+            found["longest_round_trip_ms"] = max(2e3 * speed.delay_s for speed in self._links.values())
+        return found
+
+    def choose(self, collectives: Collectives, predicted: Predicted) -> int:
+        """Return the number of the fastest on every rank; only what rank 0 has predicted counts.
+
+        Raises:
+            AstraError: None of them is possible.
+        """
+        number = best(predicted.prospects)
+        obstacles = "; ".join(dict.fromkeys(each.obstacle for each in predicted.prospects if each.obstacle))
+        own = obstacles if number is None else number
+        told = json.loads(bytes(collectives.broadcast(_CHOOSE, json.dumps(own).encode())))
+        if isinstance(told, str):
+            raise AstraError(f"auto: no strategy of `among` can be used here: {told}")
+        return int(told)
+
+
+def _pack(device: Device) -> bytes:
+    return device.speed.model_copy(update={"cpus": device.cpus}).model_dump_json().encode()
+
+
+def _unpack(packed: bytes | memoryview) -> Device:
+    speed = Speed.model_validate_json(bytes(packed))
+    return Device(speed, speed.cpus)
