@@ -14,7 +14,6 @@ X: codes of a message in any order that both sides know; S contexts, K codewords
 Source: constriction (R. Bamler), a range coder after Martin, 1979: 32-bit words, 64 bits of state.
 """
 
-import importlib.util
 import zlib
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy.typing as npt
 
 from astra.errors import WireError
 
-__all__ = ["PROBABILITY_TOTAL", "CodeCoder", "is_available"]
+__all__ = ["PROBABILITY_TOTAL", "CodeCoder"]
 
 PROBABILITY_TOTAL = 65536
 """What the probabilities of a context add up to."""
@@ -32,11 +31,6 @@ _WORD_BYTES = 4
 _CHECK_BYTES = 2
 
 Whole = npt.NDArray[np.int64]
-
-
-def is_available() -> bool:
-    """Say whether the coder's package is installed; on some processors it has to be built."""
-    return importlib.util.find_spec("constriction") is not None
 
 
 class CodeCoder:

@@ -3,14 +3,18 @@
 Reads a checkpoint's `config.json` if the folder is there. Loads no weights and no torch.
 """
 
+import importlib.util
 from collections.abc import Sequence
 
-from astra import entropy, faults
+from astra import faults
 from astra.config import AstraConfig, AutoConfig, ModelConfig, SingleConfig, model_of
 from astra.model_faults import missing_files, model_faults, size_faults
 from astra.strategy_config import AnyStrategy, QuantisedSection
 
 __all__ = ["Strategies", "group_faults", "located", "strategy_faults"]
+
+_CODER = "constriction"
+"""The package that `entropy` codes with: it has to be built for some processors."""
 
 Strategies = Sequence[AnyStrategy | AutoConfig | None]
 """Entries of a list; None for those that have faults of their own."""
@@ -45,7 +49,7 @@ def strategy_faults(
         elif in_order and isinstance(strategy, SingleConfig) and not isinstance(strategies[0], SingleConfig):
             advice = "the others are compared with its answers and its latency"
             found.append(faults.fault(where, path, "another strategy: single comes first", shown, advice))
-        if isinstance(strategy, AstraConfig) and strategy.coding == "entropy" and not entropy.is_available():
+        if isinstance(strategy, AstraConfig) and strategy.coding == "entropy" and not _can_code():
             rule, advice = (
                 "fixed where the package constriction is not installed",
                 "pip install 'astra-testbed[entropy]'",
@@ -64,6 +68,10 @@ def located(where: str, found: Sequence[str], old: faults.Path, new: faults.Path
     """Return faults as they read if what lies at `old` lay at `new`."""
     old_text, new_text = (f"{where}: {faults.dotted(path)}" for path in (old, new))
     return [text.replace(old_text, new_text, 1) if text.startswith(old_text) else text for text in found]
+
+
+def _can_code() -> bool:
+    return importlib.util.find_spec(_CODER) is not None
 
 
 def group_faults(where: str, path: faults.Path, given: QuantisedSection, model: ModelConfig) -> list[str]:

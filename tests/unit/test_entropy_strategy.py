@@ -152,7 +152,7 @@ def test_config_refuses_what_cannot_be_coded() -> None:
 
 
 def test_check_says_where_the_coder_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("astra.entropy.is_available", lambda: False)
+    monkeypatch.setattr("astra.strategy_faults._CODER", "a_package_that_is_not_there")
     (found,) = strategy_faults("x.yaml", [SingleConfig(), AstraConfig(coding="entropy")], None)
     assert found == (
         "x.yaml: strategies[1].coding must be fixed where the package constriction is not installed, got 'entropy'; "

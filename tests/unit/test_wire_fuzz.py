@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import random
 import socket
 import time
@@ -22,7 +23,7 @@ from transport_worlds import connect_zeromq, free_port, in_threads
 from astra.code_tables import CodeTables, Given
 from astra.coded_rows import CodedRows
 from astra.control.words import unpack_report, unpack_word
-from astra.entropy import PROBABILITY_TOTAL, is_available
+from astra.entropy import PROBABILITY_TOTAL
 from astra.errors import PeerTimeoutError, TransportError, WireError
 from astra.rows import Known
 from astra.transport import CHUNK_BYTES, HEADER_BYTES, MAX_MESSAGE_BYTES, Tag, roster, zeromq
@@ -141,7 +142,7 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
     "control": (read_control, words()),
     "ports": (read_ports, words()),
 }
-if is_available():
+if importlib.util.find_spec("constriction"):
     DECODERS["codes"] = (read_codes, [coded(0), coded(0, 0, 0, 7), coded(3, 9)])  # two of them shorter than packed
 
 
