@@ -1,5 +1,6 @@
 """The rank loop of `astra generate` in one process: tokens, times, traffic, what is streamed, how it fails."""
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,10 @@ def test_generate_goes_on_with_what_has_been_loaded(tmp_path: Path, monkeypatch:
     loaded: list[Any] = []
     load_model = rank.load_model
 
+    all_have_ended = threading.Barrier(2)
+
     def again(notebook: Notebook) -> bool:
+        all_have_ended.wait()  # the controller asks when all have
         asked[id(notebook)] = asked.get(id(notebook), 0) + 1
         return asked[id(notebook)] < 2
 

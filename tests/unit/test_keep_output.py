@@ -11,6 +11,7 @@ from astra.clustering import fit_codebooks
 from astra.codebook import save_codebooks
 from astra.models import ModelAdapter
 from astra.models.block import run_blocks
+from astra.slices import split_tokens
 from astra.strategy_config import (
     AstraConfig,
     BlockConfig,
@@ -21,13 +22,13 @@ from astra.strategy_config import (
     SingleConfig,
     TensorConfig,
 )
-from astra.training.emulation import emulate_astra, emulate_prism
+from astra.training.emulation import emulate_astra, emulate_prism, owners_of
 
 EXACT_CONFIGS = [SingleConfig(), TensorConfig(), SequenceConfig(), GalaxyConfig(), PipelineConfig()]
 WEIGHTS = [1.0, 2.0, 1.5, 3.0]
 BATCH = 3
 EMULATED = 1e-5  # relative: the same operations in another order
-ASTRA = AstraConfig(num_groups=2, num_codewords=16)
+ASTRA = AstraConfig(num_groups=2, num_codewords=16, tables="fp32")
 PRISM = PrismConfig(num_segments=2)
 
 
@@ -67,8 +68,7 @@ def test_astra_reports_the_rows_of_its_emulation(model: ModelAdapter, tmp_path: 
     codebooks = fit_codebooks(model, inputs, ASTRA.num_groups, ASTRA.num_codewords, seed=0)
     save_codebooks(tmp_path, codebooks)
     weights = [2.0, 1.0, 1.0]
-    lengths = torch.tensor([13, 6, 6])
-    owners_T = torch.repeat_interleave(torch.arange(3), lengths)
+    owners_T = owners_of(split_tokens(model.shape, weights))
 
     def quantise(layer: int, u: torch.Tensor) -> torch.Tensor:
         rows = u.flatten(0, -2)
