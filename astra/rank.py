@@ -28,6 +28,7 @@ from astra.errors import AstraError, ConfigError
 from astra.evaluation.labelled_set import LabelledSet
 from astra.greeting import Greeting, exchange
 from astra.jobs import Job, codec_for, plan_jobs
+from astra.memory import keep_freed_memory
 from astra.models import ModelAdapter, load_model
 from astra.placement import Array, distribute
 from astra.reporting import Links, Reporter
@@ -135,6 +136,7 @@ def load(config: BenchConfig, environment: Environment) -> Loaded:
     """
     if environment.num_threads is not None:
         torch.set_num_threads(environment.num_threads)
+    keep_freed_memory()
     model = load_model(config.model)
     labelled = None if config.accuracy is None else LabelledSet(config.accuracy, config, model)
     if config.partition != "cpus":

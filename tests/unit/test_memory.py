@@ -1,5 +1,10 @@
-"""What a process may still take is the least that any of its control groups, or its machine, leaves it."""
+"""What a process may still take is the least that any of its control groups, or its machine, leaves it.
 
+And blocks that were freed are there again without the kernel.
+"""
+
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +77,30 @@ def test_a_group_above_its_limit_leaves_nothing(proc: Path, groups: Path) -> Non
 
 def test_where_nothing_can_be_read_memory_is_scarce(tmp_path: Path) -> None:
     assert spare_bytes(tmp_path / "none", tmp_path / "neither") == 0
+
+
+FAULTS = """
+import resource, sys, torch
+from astra.memory import keep_freed_memory
+if sys.argv[1] == "kept" and not keep_freed_memory():
+    print("no glibc"); sys.exit()
+def work():
+    held = [torch.ones(1 << 20) for _ in range(4)]  # 4 MB each
+for _ in range(3):
+    work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+PAGES = 10 * 4 * 1024
+"""Of what is allocated in ten rounds."""
+
+
+def test_freed_blocks_are_there_again_without_page_faults() -> None:
+    """In a process of its own, since it holds for all that follows."""
+    line = [sys.executable, "-c", FAULTS, "kept"]
+    said = subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+    if said == "no glibc":
+        pytest.skip("this C library is not glibc")
+    assert int(said) < PAGES / 100
