@@ -100,9 +100,10 @@ class _Override(_Impaired):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The devices that are named."""
-        ends = (self.from_, self.to) if self.between is None else self.between
-        return tuple(name for name in ends if name is not None and name != _EVERY)
+        """What is to be the name of a device."""
+        if self.between is not None:
+            return self.between
+        return tuple(name for name in (self.from_, self.to) if name is not None and name != _EVERY)
 
     def pairs(self, count: int) -> Iterator[tuple[int, int]]:
         """Yield source and destination of the links that it is for, among so many devices."""

@@ -192,6 +192,10 @@ def test_plan_faults(tmp_path: Path) -> None:
             BASE.replace("loss_pct: 1}", "loss_pct: 1}, overrides: [{from: d0, rate_mbps: 1}]"),
             "links.overrides\\[0\\] must be a mapping with `between`, or with `from` and `to`",
         ),
+        (
+            BASE.replace("loss_pct: 1}", "loss_pct: 1}, overrides: [{between: [d0, '*'], rate_mbps: 1}]"),
+            "a scenario whose overrides name its devices, d0 to d2, and not \\*",
+        ),
     ],
 )
 def test_scenario_faults(tmp_path: Path, text: str, fault: str) -> None:
