@@ -26,7 +26,7 @@ from astra.models import Block, ModelShape
 from astra.models.activation import Gelu
 from astra.models.block import Affine, Projections, Rotary, TransformerBlock
 from astra.planning.speed import REFERENCE, Speed
-from astra.planning.work import Kind, LayerWork, Work
+from astra.planning.work import Kind, LayerWork, Work, conversion
 from astra.wire import Wire, decode, encode
 
 __all__ = ["measure_speed", "sample_block", "small_enough"]
@@ -168,19 +168,13 @@ def _price_rows(seconds: dict[Kind, float], shape: ModelShape, *, rows: int, rou
     price("gathered", lambda: x_RD.index_select(0, order_R), x_RD.numel())
     for wire in get_args(Wire):
         payload = encode(x_RD, wire)
-        encoding, decoding = _kind("encode", wire), _kind("decode", wire)
-        price(encoding, partial(encode, x_RD, wire), x_RD.numel())
-        price(decoding, partial(decode, payload, wire, rows, shape.width), x_RD.numel())
+        price(conversion("encode", wire), partial(encode, x_RD, wire), x_RD.numel())
+        price(conversion("decode", wire), partial(decode, payload, wire, rows, shape.width), x_RD.numel())
 
 
 def _normal(*sizes: int) -> Tensor:
     """Draw numbers that are the same each time, and leave the global generator alone."""
     return torch.randn(*sizes, generator=torch.Generator().manual_seed(0))
-
-
-def _kind(way: str, wire: str) -> Kind:
-    kinds: tuple[Kind, ...] = get_args(Kind)
-    return next(kind for kind in kinds if kind == f"{way} {wire}")
 
 
 def _call_s(rounds: int) -> float:

@@ -83,11 +83,25 @@ class ModelShape:
         return self.num_kv_heads * self.head_width
 
     @property
+    def query_weights(self) -> int:
+        """Weights of a layer's projection to queries, and of that from the context."""
+        return self.width * self.num_heads * self.head_width
+
+    @property
+    def key_value_weights(self) -> int:
+        """Weights of a layer's projection to keys and values."""
+        return 2 * self.width * self.kv_width
+
+    @property
+    def mlp_weights(self) -> int:
+        """Weights of a layer's MLP."""
+        matrices = 3 if self.family == "llama" else 2  # one of them gates
+        return matrices * self.width * self.mlp_width
+
+    @property
     def layer_weights(self) -> int:
         """Weights of one layer's matrices: multiplications with additions that a token takes, attention left out."""
-        attention = 2 * self.width * (self.num_heads * self.head_width + self.kv_width)
-        products_of_mlp = 3 if self.family == "llama" else 2
-        return attention + products_of_mlp * self.width * self.mlp_width
+        return 2 * self.query_weights + self.key_value_weights + self.mlp_weights
 
 
 class BlockShard(Protocol):

@@ -7,7 +7,7 @@ what is under way. A step may be nothing to a rank. Messages are those of `plan`
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,10 +157,7 @@ def of_messages(shape: ModelShape, ranges: Sequence[range], messages: Sequence[P
     layers, parts, world_size = shape.num_layers, LayerWork(shape), len(ranges)
     rows = [len(tokens) + (shape.num_class_tokens if tokens else 0) for tokens in ranges]
     each = [message for message in messages if message.count % layers == 0]
-    one = tuple(
-        PlannedMessage(message.source, message.destination, message.payload_bytes, message.count // layers)
-        for message in each
-    )
+    one = tuple(replace(message, count=message.count // layers) for message in each)
     seen = [shape.num_tokens if own and each else own for own in rows]
     steps: tuple[Step, ...] = (
         per_rank(parts.embed, rows),
@@ -178,14 +175,7 @@ def messages_of(steps: Sequence[Step], times: int = 1) -> Iterator[PlannedMessag
         if isinstance(step, Repeat):
             yield from messages_of(step.steps, times * step.times)
         elif isinstance(step, Send):
-            for message in step.messages:
-                yield PlannedMessage(
-                    message.source,
-                    message.destination,
-                    message.payload_bytes,
-                    times * message.count,
-                    message.is_datagram,
-                )
+            yield from (replace(message, count=times * message.count) for message in step.messages)
         elif isinstance(step, Broadcast):
             yield from _spelt_out(step, times)
 

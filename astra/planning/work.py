@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from astra.models import ModelShape
 
-__all__ = ["ENCODE_KINDS", "KINDS", "NOTHING", "Kind", "LayerWork", "Work", "alone"]
+__all__ = ["ENCODE_KINDS", "KINDS", "NOTHING", "Kind", "LayerWork", "Work", "alone", "conversion"]
 
 Kind = Literal[
     "dense",
@@ -67,6 +67,11 @@ class Work:
 NOTHING = Work()
 
 
+def conversion(way: Literal["encode", "decode"], wire: str) -> Kind:
+    """Return the kind of turning values into a wire format, or back."""
+    return next(kind for kind in KINDS if kind == f"{way} {wire}")
+
+
 def alone(rank: int, world_size: int, work: Work) -> tuple[Work, ...]:
     """Give the work to one rank, and none to the others."""
     return tuple(work if each == rank else NOTHING for each in range(world_size))
@@ -81,8 +86,27 @@ class LayerWork:
     @cached_property
     def all_weights(self) -> int:
         """Weights of the whole model: layers, the embedding of words, and the head."""
-        shape = self.shape
-        return shape.num_layers * shape.layer_weights + shape.width * (shape.vocabulary + shape.num_outputs)
+        return self.all_layer_weights + self.embedding_weights + self.head_weights
+
+    @property
+    def all_layer_weights(self) -> int:
+        """Weights of all layers."""
+        return self.shape.num_layers * self.shape.layer_weights
+
+    @property
+    def embedding_weights(self) -> int:
+        """Weights that embed words; those that embed patches are too few to count."""
+        return self.shape.width * self.shape.vocabulary
+
+    @property
+    def head_weights(self) -> int:
+        """Weights that the answer is read with."""
+        return self.shape.width * self.shape.num_outputs
+
+    def sharded(self, shares: Sequence[float]) -> tuple[float, ...]:
+        """Return the weights of ranks that share the layers: all of them embed, and rank 0 has the head."""
+        own = [share * self.all_layer_weights + self.embedding_weights for share in shares]
+        return (own[0] + self.head_weights, *own[1:])
 
     def embed(self, rows: int) -> Work:
         """Embed content: of patches, whose product is taken to be square; words are looked up."""
@@ -96,11 +120,11 @@ class LayerWork:
 
     def query(self, rows: int, share: float = 1.0) -> Work:
         """Norm, and project queries."""
-        return self._product(rows, share * self._query_weights)
+        return self._product(rows, share * self.shape.query_weights)
 
     def key_value(self, rows: int, share: float = 1.0) -> Work:
         """Project keys and values."""
-        return self._product(rows, share * self._kv_weights)
+        return self._product(rows, share * self.shape.key_value_weights)
 
     def attend(self, queries: int, keys: int, share: float = 1.0) -> Work:
         """Attend over keys, which are first put in order."""
@@ -112,11 +136,11 @@ class LayerWork:
 
     def output(self, rows: int, share: float = 1.0) -> Work:
         """Project the context back to the width."""
-        return self._product(rows, share * self._output_weights)
+        return self._product(rows, share * self.shape.query_weights)
 
     def mlp(self, rows: int, share: float = 1.0) -> Work:
         """Norm, and run hidden units."""
-        return self._product(rows, share * self._mlp_weights)
+        return self._product(rows, share * self.shape.mlp_weights)
 
     def finish(self, rows: int) -> Work:
         """Do what comes after attention."""
@@ -128,7 +152,7 @@ class LayerWork:
 
     def head(self) -> Work:
         """Read the answer off one row."""
-        return self._product(1, self.shape.width * self.shape.num_outputs)
+        return self._product(1, self.head_weights)
 
     def quantise(self, rows: int, width: int, num_groups: int, num_codewords: int) -> Work:
         """Find the codes of rows of this width."""
@@ -151,29 +175,11 @@ class LayerWork:
         """Turn bytes into rows."""
         return self._converted("decode", wire, rows, width)
 
-    @property
-    def _query_weights(self) -> int:
-        return self.shape.width * self.shape.num_heads * self.shape.head_width
-
-    @property
-    def _kv_weights(self) -> int:
-        return 2 * self.shape.width * self.shape.kv_width
-
-    @property
-    def _output_weights(self) -> int:
-        return self._query_weights
-
-    @property
-    def _mlp_weights(self) -> int:
-        matrices = 3 if self.shape.family == "llama" else 2  # one of them gates
-        return matrices * self.shape.width * self.shape.mlp_width
-
     def _product(self, rows: int, weights: float) -> Work:
         if not rows or not weights:
             return NOTHING
         return Work({"dense": 2 * rows * weights, "weights": weights, "calls": _PRODUCT_CALLS})
 
-    def _converted(self, way: str, wire: str, rows: int, width: int | None) -> Work:
-        kinds: Sequence[Kind] = [kind for kind in KINDS if kind == f"{way} {wire}"]
+    def _converted(self, way: Literal["encode", "decode"], wire: str, rows: int, width: int | None) -> Work:
         values = rows * (self.shape.width if width is None else width)
-        return Work({kinds[0]: values, "calls": _ENCODE_CALLS}) if values else NOTHING
+        return Work({conversion(way, wire): values, "calls": _ENCODE_CALLS}) if values else NOTHING

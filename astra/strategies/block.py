@@ -131,7 +131,7 @@ class BlockStrategy:
             is_coupled = layer in coupled_layers(shape.num_layers, config.num_coupled)
             steps += coupled if is_coupled else [per_rank(narrow, widths)]
         steps += [Send(tuple(_answers(widths))), Wait(), Compute(alone(0, world_size, parts.head()))]
-        return Schedule(tuple(steps), (float(parts.all_weights),) * world_size)
+        return Schedule(tuple(steps), parts.sharded([_share_of_layers(shape, config, width) for width in widths]))
 
     def _run_decoupled(self, layer: int, sub_blocks: Sequence[Block], x_BTW: Tensor) -> Tensor:
         """Run this rank's sub-blocks side by side."""
@@ -237,6 +237,12 @@ def coupled_layers(num_layers: int, num_coupled: int) -> list[int]:
     if num_coupled > num_layers:
         raise ValueError(f"num_coupled must be at most the model's {num_layers} layers, got {num_coupled}; use fewer")
     return [(run.start + run.stop) // 2 for run in split(num_layers, [1.0] * num_coupled)]
+
+
+def _share_of_layers(shape: ModelShape, config: BlockConfig, width: int) -> float:
+    """Return which share of all layers' weights a rank of so many columns needs: blocks on the diagonal, whole ones."""
+    decoupled = (shape.num_layers - config.num_coupled) * width / shape.width / config.num_blocks
+    return (config.num_coupled + decoupled) / shape.num_layers
 
 
 def _columns_per_rank(shape: ModelShape, config: BlockConfig, weights: Sequence[float]) -> list[range]:

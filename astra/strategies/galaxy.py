@@ -134,7 +134,7 @@ class GalaxyStrategy:
             per_rank(parts.norm, rows),
         )
         steps = (per_rank(parts.embed, rows), Repeat(shape.num_layers, layer), *answered(shape, len(ranges)))
-        return Schedule(steps, tuple(share * parts.all_weights for share in hidden))
+        return Schedule(steps, parts.sharded(hidden))
 
     def _attend(self, tag: Tag, shard: BlockShard, u_BTD: Tensor) -> Tensor:
         """Return the attention's output for own tokens, summed over all heads, from u of own tokens."""

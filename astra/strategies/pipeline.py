@@ -113,7 +113,7 @@ class PipelineStrategy:
         if world_size > 1:
             steps += [Send(tuple(plan_answer(shape, world_size - 1))), Wait()]
         steps.append(Compute(alone(0, world_size, parts.head())))
-        ends = shape.width * (shape.vocabulary + shape.num_outputs)
+        ends = parts.embedding_weights + parts.head_weights
         held = [float(len(layers) * shape.layer_weights + (0 if rank else ends)) for rank, layers in enumerate(stages)]
         return Schedule(tuple(steps), tuple(held))
 

@@ -128,5 +128,4 @@ class TensorStrategy:
         )
         head = Compute(alone(0, world_size, parts.head()))
         steps = (per_rank(lambda _: parts.embed(tokens), heads), Repeat(shape.num_layers, layer), head)
-        held = [share * parts.all_weights for share in hidden]
-        return Schedule(steps, tuple(held))
+        return Schedule(steps, parts.sharded(hidden))

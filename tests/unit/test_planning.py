@@ -275,6 +275,14 @@ def test_a_strategy_without_a_schedule_is_predicted_from_its_messages() -> None:
     )
 
 
+def test_datagrams_of_a_strategy_without_a_schedule_stay_datagrams() -> None:
+    shape, strategy = planned_shape(BASE), PrismConfig(num_segments=2, transport=DatagramConfig(copies=2))
+    messages = predict_messages(shape, strategy, 4)
+    assert any(message.is_datagram for message in messages)
+    guessed = of_messages(shape, STRATEGIES["prism"].partition(shape, [1.0] * 4), messages)
+    assert tally(list(messages_of(guessed.steps))) == tally(messages)
+
+
 def test_a_thousand_devices_take_seconds() -> None:
     begin_s, found = time.process_time(), []
     for strategy in (SingleConfig(), SequenceConfig(wire="int8"), AstraConfig(), PrismConfig(num_segments=1)):
@@ -305,9 +313,24 @@ def test_work_adds_up() -> None:
     assert work.counts == {"dense": 8.0, "calls": 1.0}
 
 
-def test_schedule_holds_a_share_of_the_weights() -> None:
+@pytest.mark.parametrize("strategy", [TensorConfig(), PipelineConfig(), GalaxyConfig()], ids=named)
+def test_schedule_holds_a_share_of_the_weights(strategy: AnyStrategy) -> None:
     shape: ModelShape = planned_shape(BASE)
     whole = max(predict_schedule(shape, SingleConfig(), 4).values_held)
-    for strategy in (TensorConfig(), PipelineConfig()):
-        schedule: Schedule = predict_schedule(shape, strategy, 4)
-        assert max(schedule.values_held) == pytest.approx(whole / 4, rel=0.05)  # ends of the model lie on one device
+    schedule: Schedule = predict_schedule(shape, strategy, 4)
+    assert max(schedule.values_held) == pytest.approx(whole / 4, rel=0.05)  # ends of the model lie on one device
+
+
+@pytest.mark.parametrize("strategy", [TensorConfig(), GalaxyConfig()], ids=named)
+def test_every_device_that_embeds_words_holds_all_of_them(strategy: AnyStrategy) -> None:
+    shape = planned_shape(LLAMA)
+    words, layers = shape.width * shape.vocabulary, shape.num_layers * shape.layer_weights
+    first, *others = predict_schedule(shape, strategy, 4).values_held
+    assert others == pytest.approx([layers / 4 + words] * 3, rel=TIGHT)
+    assert first == pytest.approx(layers / 4 + words + shape.width * shape.num_outputs, rel=TIGHT)
+
+
+def test_decoupled_layers_hold_blocks_on_the_diagonal() -> None:
+    shape = planned_shape(BASE)
+    held = predict_schedule(shape, BlockConfig(num_blocks=4, num_coupled=1), 4).values_held
+    assert held[1] == pytest.approx(shape.layer_weights * (1 + 11 / 16), rel=TIGHT)
