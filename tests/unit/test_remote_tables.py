@@ -107,8 +107,14 @@ def test_nothing_is_tabled_where_nothing_is_remote() -> None:
     assert [table.way for table in tables] == ["project"]
 
 
-def test_both_ways_are_really_tried() -> None:
-    tables = remote_tables.remote_tables(
-        [random_codebook(4)], [Projection()], num_remote=9, tables="fp32", budget_bytes=1 << 30
-    )
-    assert tables[0].way in ("bag", "project")
+def test_both_ways_are_really_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[Way, torch.Size]] = []
+    asked = KeyValueTable.remote_key_value
+
+    def noted(table: KeyValueTable, codes_BRG: Tensor) -> tuple[Tensor, Tensor]:
+        tried.append((table.way, codes_BRG.shape))
+        return asked(table, codes_BRG)
+
+    monkeypatch.setattr(KeyValueTable, "remote_key_value", noted)
+    remote_tables.remote_tables([random_codebook(4)], [Projection()], num_remote=9, tables="fp32", budget_bytes=1 << 30)
+    assert set(tried) == {("bag", (1, 9, 4)), ("project", (1, 9, 4))}
