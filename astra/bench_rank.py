@@ -34,20 +34,11 @@ from dataclasses import dataclass, field, replace
 
 from astra.config import AstraConfig, BenchConfig, PrismConfig
 from astra.control import Control, Epoch, Position
+from astra.counts import DatagramCounts, LinkTotals, RankCounts
 from astra.errors import RecallError
 from astra.flops import counted_flops
 from astra.jobs import Job
-from astra.measure import (
-    Answer,
-    DatagramCounts,
-    LinkTotals,
-    RankCounts,
-    StrategyResult,
-    label,
-    rank_rows,
-    request_row,
-    summary_row,
-)
+from astra.measure import Answer, StrategyResult, label, rank_rows, request_row, summary_row
 from astra.rank import Rank, World, quiet_collector
 from astra.reporting import Links, Reporter
 from astra.slices import answer_rank

@@ -32,13 +32,14 @@ from astra.checkpoint import checkpoint_folder
 from astra.collectives import Collectives
 from astra.config import BenchConfig
 from astra.control.opening import OpenControl, open_control
+from astra.counts import LinkTotals
 from astra.environment import Environment
 from astra.errors import ConfigError
 from astra.generation_faults import generation_faults
 from astra.generation_measure import Continuation, GenerationResult, Phase, continuation_row, generation_row
 from astra.generator import Generator, plan_decode
 from astra.jobs import Job
-from astra.measure import LinkTotals, label
+from astra.measure import label
 from astra.rank import Connect, Loaded, Rank, World, connect_zeromq, connected, controlled, load, quiet_collector
 from astra.reporting import Links, Reporter
 from astra.sampling import Sampler

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from astra.config import StrategyConfig
-from astra.measure import LinkTotals
+from astra.counts import LinkTotals
 
 __all__ = ["Continuation", "GenerationResult", "Phase", "continuation_row", "generation_row"]
 

@@ -14,9 +14,10 @@ from astra import overhead
 from astra.calibration import Calibration
 from astra.coded_rows import CODER_OVERHEAD_BYTES
 from astra.config import BenchConfig, Entry, InputConfig, ModelConfig, StrategyConfig, candidates_of, model_of
+from astra.counts import DatagramCounts
 from astra.errors import ConfigError
 from astra.fit import needs_of
-from astra.measure import DatagramCounts, label
+from astra.measure import label
 from astra.models import ModelAdapter
 from astra.placement import Array, Codec, PixelCodec, TokenCodec, plan
 from astra.strategies import STRATEGIES, predict_messages

@@ -6,17 +6,8 @@ import numpy as np
 import pytest
 
 from astra.config import AstraConfig, SingleConfig
-from astra.measure import (
-    Answer,
-    DatagramCounts,
-    LinkTotals,
-    RankCounts,
-    StrategyResult,
-    label,
-    rank_rows,
-    request_row,
-    summary_row,
-)
+from astra.counts import DatagramCounts, LinkTotals, RankCounts
+from astra.measure import Answer, StrategyResult, label, rank_rows, request_row, summary_row
 from astra.overhead import FRAME_HEADER_BYTES, SEGMENT_BYTES, bytes_on_links
 from astra.traffic import PlannedMessage
 from astra.transport import framed_size
