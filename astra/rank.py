@@ -150,7 +150,7 @@ def load(config: BenchConfig, environment: Environment) -> Loaded:
     gc.collect()
     gc.freeze()
     cpus = environment.cpus or float(torch.get_num_threads())
-    return Loaded(model, inputs, labelled, Survey(cpus))
+    return Loaded(model, inputs, labelled, Survey(cpus, curve=environment.curve_keys is not None))
 
 
 @contextmanager

@@ -55,8 +55,9 @@ NOTHING_PREDICTED = Predicted()
 class Survey:
     """One rank's part, and on rank 0 what all have found."""
 
-    def __init__(self, cpus: float | None):
-        self._cpus = cpus
+    def __init__(self, cpus: float | None, *, curve: bool = False):
+        """Take this device's share of a CPU, and whether what ranks send is encrypted."""
+        self._cpus, self._curve = cpus, curve
         self._own: Speed | None = None
         self._devices: dict[int, Device] = {}
         self._links: dict[tuple[int, int], LinkSpeed] = {}
@@ -92,8 +93,16 @@ class Survey:
         ranks = range(len(members))
         default = next(iter(self._links.values()), LinkSpeed())
         pairs = [(a, b, self._links.get((members[a], members[b]), default)) for a in ranks for b in ranks if a != b]
-        links, given = Links.of(pairs), config.input
-        prospects = advise(strategies, config.model, model.shape, given, weights=weights, devices=devices, links=links)
+        prospects = advise(
+            strategies,
+            config.model,
+            model.shape,
+            config.input,
+            weights=weights,
+            devices=devices,
+            links=Links.of(pairs),
+            curve=self._curve,
+        )
         return Predicted(prospects, self._extremes())
 
     def _extremes(self) -> dict[str, float]:

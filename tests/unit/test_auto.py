@@ -8,12 +8,17 @@ import pytest
 from worker_worlds import served
 
 import astra.survey
-from astra.config import BenchConfig
+from astra.collectives import Collectives
+from astra.config import BenchConfig, ModelConfig
 from astra.config_file import parse_config
 from astra.errors import AstraError, ConfigError
+from astra.models import load_model
 from astra.planning.links import LinkSpeed
 from astra.planning.speed import Speed
 from astra.planning.work import KINDS
+from astra.survey import Survey
+from astra.transport import framed_size
+from astra.transport.inproc import connect
 
 MODEL = {"family": "vit", "size": "tiny", "image_size": 80}
 CHOICE = {"name": "auto", "among": ["single", {"name": "sequence", "wire": "int8"}]}
@@ -61,6 +66,21 @@ def test_nothing_is_measured_or_sent_unless_it_is_asked_for(tmp_path: Path) -> N
     assert "predictions" not in world.notebooks[0].rows
     phases = {tag.phase for recorder in world.recorders for _, tag, _ in recorder.sent}
     assert phases == {"start", "done", "ready", "end", "counters", "timeline", "slice"}
+
+
+def test_encrypted_messages_are_predicted_to_be_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    between(monkeypatch, 1e6)
+    wanted, model = config("single", "sequence"), load_model(ModelConfig.model_validate(MODEL))
+    (transport,) = connect(1)
+    sent_bytes = []
+    for curve in (False, True):
+        survey = Survey(None, curve=curve)
+        survey.take(model, Collectives(transport, 1.0), [0, 1])
+        found = survey.predict(wanted, wanted.candidates, model, (1.0, 1.0), [0, 1]).prospects[1].forecast
+        assert found is not None
+        sent_bytes.append(found.busiest_link_bytes)
+    messages = model.shape.num_layers + 1  # slices, and the word to begin
+    assert sent_bytes[1] - sent_bytes[0] == messages * (framed_size(0, curve=True) - framed_size(0))
 
 
 def test_auto_passes_over_what_cannot_be_split(tmp_path: Path) -> None:
