@@ -33,6 +33,7 @@ __all__ = [
     "GroupedCodebook",
     "count_codes",
     "load_codebooks",
+    "read_codewords",
     "save_codebooks",
     "translation",
 ]
@@ -118,6 +119,15 @@ def load_codebooks(folder: Path, spec: CodebookSpec) -> list[GroupedCodebook]:
     """Read the codebooks in `folder` and refuse anything but what `spec` asks for.
 
     Raises:
+        ConfigError: See `read_codewords`.
+    """
+    return [GroupedCodebook(codewords_GKd) for codewords_GKd in read_codewords(folder, spec)]
+
+
+def read_codewords(folder: Path, spec: CodebookSpec) -> list[Tensor]:
+    """Read every layer's codewords_GKd without getting ready to encode, which takes time for wide ones.
+
+    Raises:
         ConfigError: A file is missing, truncated, of another format or size; names the file and every fault.
     """
     faults = _metadata_faults(folder / METADATA_FILE, spec)
@@ -131,7 +141,7 @@ def load_codebooks(folder: Path, spec: CodebookSpec) -> list[GroupedCodebook]:
     faults = _tensor_faults(path, tensors, spec)
     if faults:
         raise ConfigError(faults)
-    return [GroupedCodebook(tensors[_tensor_name(layer)]) for layer in range(spec.num_layers)]
+    return [tensors[_tensor_name(layer)] for layer in range(spec.num_layers)]
 
 
 def _tensor_name(layer: int) -> str:

@@ -29,6 +29,7 @@ from astra.codebook import (
     CodebookSpec,
     GroupedCodebook,
     load_codebooks,
+    read_codewords,
     save_codebooks,
 )
 from astra.config import AstraConfig, BenchConfig, ModelConfig, model_of
@@ -245,7 +246,7 @@ def codebook_faults(folder: Path, model: ModelConfig, astra: AstraConfig) -> lis
     """Say what is wrong with the codebooks in `folder`, if they are not those that these configs need."""
     spec = _spec(model, astra)
     try:
-        load_codebooks(folder, spec)
+        read_codewords(folder, spec)
         if astra.coding == "entropy":
             load_tables(folder, spec, model.num_content_tokens)
     except ConfigError as error:
