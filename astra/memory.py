@@ -4,8 +4,9 @@
     /proc/self/cgroup --> limits of the own group and of all above it (version 1 or 2) ──┤
     /proc/meminfo     --> what the machine has to spare ─────────────────────────────────┴─ min ──► spare_bytes
 
-What may be taken is what device, control groups and machine leave. The variable is for devices that cannot see the group that holds them, as in a network namespace of `ip netns`. Pages of
-files that the kernel would give up count as free. Where nothing can be read (not Linux), memory counts as scarce.
+What may be taken is what device, control groups and machine leave. The variable is for devices that cannot see the
+group that holds them, as in a network namespace of `ip netns`. Pages of files that the kernel would give up count as
+free, what this process has freed and kept does not. Where nothing can be read (not Linux), memory counts as scarce.
 """
 
 import ctypes
@@ -23,14 +24,14 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3)."""
 _KEPT_BYTES = 1 << 30
 _KEPT_BLOCK_BYTES = 32 << 20
-"""The most that glibc takes. Activations are smaller; weights and tables are larger and go back when they are freed."""
+"""The most that glibc takes. Activations are smaller; tables of several groups are larger, and go back when freed."""
 
 
 def keep_freed_memory() -> bool:
     """Have the C library keep freed blocks of up to 32 MiB for the next request; whether it can (glibc).
 
-    By default the kernel gets them back, and gives them again, zeroed, page by page: 2,900 page faults a layer of ViT-Base
-    on a rank of four, which is a tenth of its time (docs/results/performance.md). Holds for the whole process.
+    By default the kernel gets them back, and gives them again, zeroed, page by page: 2,900 page faults a layer of
+    ViT-Base on a rank of four, which is a tenth of its time (docs/results/performance.md). Holds for the whole process.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
