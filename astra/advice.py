@@ -107,7 +107,7 @@ def _begin(
     peers = range(1, len(weights))
     words = [PlannedMessage(0, peer, 0) for peer in peers]
     if given.placement == "terminal":
-        ranges = STRATEGIES[strategy.name].partition(shape, weights)
+        ranges = STRATEGIES[strategy.name].partition(shape, strategy, weights)
         sizes = [_input_bytes(model, shape, given, tokens) for tokens in ranges]
         words += [PlannedMessage(0, peer, sizes[peer]) for peer in peers if sizes[peer]]
     return (Send(tuple(words), "begin"), Wait("begin")) if words else ()

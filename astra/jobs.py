@@ -141,7 +141,7 @@ def lay_out(
             continue
         strategy: StrategyConfig = candidates_of(entry)[(choice or 0) if isinstance(entry, AutoConfig) else 0]
         try:
-            ranges = STRATEGIES[strategy.name].partition(model.shape, weights)
+            ranges = STRATEGIES[strategy.name].partition(model.shape, strategy, weights)
             messages = predict_messages(model.shape, strategy, len(weights), weights)
         except ValueError as error:
             faults.append(f"{label(strategy)}: {error}")

@@ -40,13 +40,14 @@ def split(total: int, weights: Sequence[float]) -> tuple[range, ...]:
 def split_by_cost(total: int, weights: Sequence[float], cost: Callable[[range], float]) -> tuple[range, ...]:
     """Cut `range(total)` into one contiguous, non-empty slice per weight; the dearest costs as little as can be.
 
-    A slice's cost is divided by its weight. Found by halving: a limit is too low if slices that are as long as it
-    allows, one after the other, do not reach the end.
+    A slice's cost is divided by its weight; that of a single token does not count, as no rank can have less. Found by
+    halving: a limit is too low if slices that are as long as it allows, one after the other, do not reach the end.
 
     Args:
         total: Tokens.
         weights: One per slice.
-        cost: Of a slice; grows with its end, and is greater than 0 for any token.
+        cost: Of a slice; greater than 0 for any token. Grows with the slice's end, but for the last slice, and
+            falls with its start.
 
     Raises:
         ValueError: As `split`.
@@ -69,8 +70,8 @@ def _fill(
 ) -> tuple[range, ...] | None:
     """Cut slices as long as the limit allows, leaving a token for each that follows; None if they end early."""
     ranges, start = list[range](), 0
-    for number, weight in enumerate(weights):
-        shortest, longest = start + 1, total - (len(weights) - number - 1)
+    for number, weight in enumerate(weights[:-1], start=1):
+        shortest, longest = start + 1, total - (len(weights) - number)
         while shortest < longest:
             stop = (shortest + longest + 1) // 2
             if cost(range(start, stop)) <= limit * weight:
@@ -79,7 +80,8 @@ def _fill(
                 longest = stop - 1
         ranges.append(range(start, shortest))
         start = shortest
-    return tuple(ranges) if start == total else None
+    last = range(start, total)
+    return (*ranges, last) if len(last) == 1 or cost(last) <= limit * weights[-1] else None
 
 
 def band(tokens: range, num_columns: int) -> range:

@@ -14,31 +14,11 @@ from torch import Tensor
 
 from astra.collectives import Collectives
 from astra.models import ModelAdapter, ModelShape
-from astra.partition import split, split_by_cost
 from astra.traffic import PlannedMessage
 from astra.transport import Tag
 from astra.wire import decode, encode, encoded_size
 
-__all__ = ["answer_rank", "bring_answer", "content_rows", "embed_slice", "plan_answer", "rows_per_rank", "split_tokens"]
-
-ATTENTION_PRICE = 1.6
-"""What an operation of attention takes over one of a product with weights: 61 and 100 GFLOPS on one core of an EPYC."""
-
-
-def split_tokens(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
-    """Deal content tokens for equal work, where each rank attends from its own tokens to all that they may see.
-
-    Without a causal mask that is in proportion to the weights. With it, later tokens see more keys, and a rank's
-    queries are multiplied with all keys up to its last: later ranks get fewer tokens. Raises ValueError, as `split`.
-    """
-    if not shape.causal:
-        return split(shape.num_content_tokens, weights)
-    pair = ATTENTION_PRICE * 2 * shape.num_heads * shape.head_width
-
-    def cost(tokens: range) -> float:
-        return len(tokens) * (shape.layer_weights + pair * tokens.stop)
-
-    return split_by_cost(shape.num_content_tokens, weights, cost)
+__all__ = ["answer_rank", "bring_answer", "content_rows", "embed_slice", "plan_answer", "rows_per_rank"]
 
 
 def rows_per_rank(shape: ModelShape, ranges: Sequence[range]) -> list[int]:

@@ -1,6 +1,6 @@
 """What a strategy is: one way to spread a forward pass over the ranks. The registry.
 
-    STRATEGIES[name].partition(shape, weights)   which content tokens each rank owns
+    STRATEGIES[name].partition(shape, config, weights)   which content tokens each rank owns
     STRATEGIES[name](RankContext, config)        on every rank, once: weights, tables, buffers
         .forward(Request)                        on every rank, per request: logits on rank 0, None elsewhere
     STRATEGIES[name].plan(shape, config, …)      the traffic of one request, as a pure formula
@@ -55,7 +55,7 @@ def predict_messages(
     """Return every message that one request of batch 1 sends under `config`; `weights` None splits evenly. Pure."""
     strategy = STRATEGIES[config.name]
     weights = weights or [1.0] * world_size
-    ranges = strategy.partition(shape, weights)
+    ranges = strategy.partition(shape, config, weights)
     return strategy.plan(shape, config, ranges, weights)
 
 
@@ -76,7 +76,7 @@ def predict_schedule(
     """
     strategy = STRATEGIES[config.name]
     weights = weights or [1.0] * world_size
-    ranges = strategy.partition(shape, weights)
+    ranges = strategy.partition(shape, config, weights)
     if issubclass(strategy, StatesSchedule):
         return strategy.schedule(shape, config, ranges, weights)
     return of_messages(shape, ranges, strategy.plan(shape, config, ranges, weights))

@@ -39,6 +39,7 @@ from astra.codebook import (
 )
 from astra.coded_rows import CodedRows
 from astra.config import AstraConfig
+from astra.dealing import split_tokens
 from astra.errors import ConfigError
 from astra.exchange import open_exchange, plan_rows, plan_to_first
 from astra.memory import spare_bytes
@@ -61,7 +62,7 @@ from astra.planning.tables import expected_codes, expected_tables
 from astra.planning.work import NOTHING, LayerWork, Work, alone
 from astra.remote_tables import KeyValueCodewords, RemoteKeyValue, remote_tables
 from astra.rows import CodeRows, RowCodec, Rows, ValueRows
-from astra.slices import answer_rank, bring_answer, plan_answer, split_tokens
+from astra.slices import answer_rank, bring_answer, plan_answer
 from astra.strategies.protocol import RankContext, Request
 from astra.traffic import PlannedMessage
 from astra.transport import Tag
@@ -140,9 +141,9 @@ class AstraStrategy:
             return model.head(answer_BD)
 
     @staticmethod
-    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
+    def partition(shape: ModelShape, config: AstraConfig, weights: Sequence[float]) -> tuple[range, ...]:
         """Split the content tokens for equal work."""
-        return split_tokens(shape, weights)
+        return split_tokens(shape, weights, config)
 
     @staticmethod
     def plan(

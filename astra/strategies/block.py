@@ -76,7 +76,7 @@ class BlockStrategy:
         return self._answer(request, x_BTW[:, self._model.shape.answer_token])
 
     @staticmethod
-    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
+    def partition(shape: ModelShape, config: BlockConfig, weights: Sequence[float]) -> tuple[range, ...]:
         """Give every rank all tokens."""
         return (range(shape.num_content_tokens),) * len(weights)
 

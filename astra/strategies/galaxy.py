@@ -79,7 +79,7 @@ class GalaxyStrategy:
         return self._answer(request, x_BTD)
 
     @staticmethod
-    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
+    def partition(shape: ModelShape, config: GalaxyConfig, weights: Sequence[float]) -> tuple[range, ...]:
         """Split the content tokens by weight.
 
         Raises:

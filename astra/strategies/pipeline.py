@@ -71,7 +71,7 @@ class PipelineStrategy:
             yield self._finish(*under_way.popleft())
 
     @staticmethod
-    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
+    def partition(shape: ModelShape, config: PipelineConfig, weights: Sequence[float]) -> tuple[range, ...]:
         """Give the input to rank 0 alone.
 
         Raises:

@@ -105,7 +105,7 @@ class PrismStrategy:
         return self._answer(request, x_BTD)
 
     @staticmethod
-    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
+    def partition(shape: ModelShape, config: PrismConfig, weights: Sequence[float]) -> tuple[range, ...]:
         """Split the content tokens by weight."""
         return split(shape.num_content_tokens, weights)
 

@@ -77,7 +77,7 @@ class Strategy(Protocol):
         """Take part in answering `request`; return logits_BC on rank 0 and None elsewhere."""
 
     @staticmethod
-    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
+    def partition(shape: ModelShape, config: Any, weights: Sequence[float]) -> tuple[range, ...]:
         """Return the content tokens that each rank embeds; empty for a rank that needs no input.
 
         Raises:

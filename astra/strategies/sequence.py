@@ -17,10 +17,11 @@ from torch import Tensor
 
 from astra.attention import attend, positions_of, prepend_remote
 from astra.config import SequenceConfig
+from astra.dealing import split_tokens
 from astra.models import ModelShape
 from astra.planning.schedule import Broadcast, Repeat, Schedule, Wait, answered, per_rank, rows_seen, rows_shown
 from astra.planning.work import LayerWork, Work
-from astra.slices import answer_rank, bring_answer, content_rows, embed_slice, plan_answer, rows_per_rank, split_tokens
+from astra.slices import answer_rank, bring_answer, content_rows, embed_slice, plan_answer, rows_per_rank
 from astra.strategies.protocol import RankContext, Request
 from astra.traffic import PlannedMessage, all_to_all
 from astra.transport import Tag
@@ -79,7 +80,7 @@ class SequenceStrategy:
         return self._answer(request, x_BTD[:, model.shape.answer_token])
 
     @staticmethod
-    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
+    def partition(shape: ModelShape, config: SequenceConfig, weights: Sequence[float]) -> tuple[range, ...]:
         """Split the content tokens for equal work."""
         return split_tokens(shape, weights)
 

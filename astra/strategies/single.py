@@ -54,7 +54,7 @@ class SingleStrategy:
             return model.head(x_BTD[:, model.shape.answer_token])
 
     @staticmethod
-    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
+    def partition(shape: ModelShape, config: SingleConfig, weights: Sequence[float]) -> tuple[range, ...]:
         """Give all tokens to rank 0."""
         return (range(shape.num_content_tokens), *(range(0) for _ in weights[1:]))
 

@@ -74,7 +74,7 @@ class TensorStrategy:
             return model.head(x_BTD[:, model.shape.answer_token])
 
     @staticmethod
-    def partition(shape: ModelShape, weights: Sequence[float]) -> tuple[range, ...]:
+    def partition(shape: ModelShape, config: TensorConfig, weights: Sequence[float]) -> tuple[range, ...]:
         """Give every rank all tokens, if the heads can be dealt.
 
         Raises:

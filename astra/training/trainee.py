@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from astra.clustering import fit_codebooks
 from astra.codebook import GroupedCodebook
+from astra.dealing import split_tokens
 from astra.models import ModelAdapter, adapt
 from astra.partition import split
-from astra.slices import split_tokens
 from astra.training.emulation import Emulated, answer_rows, emulate_astra, emulate_prism, emulate_single, owners_of
 from astra.training.quantiser import LayerQuantiser
 from astra.training.recipe import AstraMethod, Method, PrismMethod
@@ -97,7 +97,7 @@ class Trainee:
         if isinstance(method, PrismMethod):
             return emulate_prism(adapter, inputs, split(shape.num_content_tokens, weights), method)
         layers = self._layers
-        owners_T = owners_of(split_tokens(shape, weights))
+        owners_T = owners_of(split_tokens(shape, weights, method))
         if self.quantisers.training:
             owners_T = owners_T[torch.randperm(len(owners_T), generator=generator)]
         return emulate_astra(

@@ -109,7 +109,7 @@ def right_and_missing(folder: Path, transport: DatagramConfig, loss: Loss, seed:
     examples = load_examples(DataConfig(name="digits"), config, "test", limit=IMAGES)
     model, kind = load_model(config), STRATEGIES["astra"]
     weights = (1.0,) * RANKS
-    ranges = kind.partition(model.shape, weights)
+    ranges = kind.partition(model.shape, strategy, weights)
     network, transports = Network(loss, seed), inproc.connect(RANKS)
     collectives = [
         Collectives(each, 60.0, Port(rank, network, transport.copies))  # type: ignore[arg-type]

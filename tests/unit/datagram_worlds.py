@@ -93,7 +93,7 @@ def serve(
 ) -> Served:
     """Answer requests about one input with a thread a rank, whose datagrams `loses` decides about."""
     strategy = STRATEGIES[config.name]
-    ranges = strategy.partition(model.shape, weights)
+    ranges = strategy.partition(model.shape, config, weights)
     transports = connect(len(weights))
     with ports(len(weights), loses) as (opened, sockets):
         collectives = [

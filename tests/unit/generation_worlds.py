@@ -31,7 +31,7 @@ def continue_texts(
     codebooks: Path | None = None,
 ) -> tuple[list[list[int]], list[Traffic], list[Traffic]]:
     """Return rank 0's tokens per prompt, and what each rank had sent before decoding the last and in the end."""
-    ranges = STRATEGIES[config.name].partition(model.shape, weights)
+    ranges = STRATEGIES[config.name].partition(model.shape, config, weights)
     transports = connect(len(weights))
 
     def one_rank(rank: int) -> tuple[list[list[int]], Traffic]:

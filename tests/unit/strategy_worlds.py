@@ -85,7 +85,7 @@ def serve(
 ) -> World:
     """Answer one request with one thread per rank, each given only the input rows that it needs."""
     strategy: type[Strategy] = STRATEGIES[config.name]
-    ranges = strategy.partition(model.shape, weights)
+    ranges = strategy.partition(model.shape, config, weights)
     transports = connect(len(weights))
     reported: list[tuple[range, Tensor]] = []
 

@@ -54,7 +54,7 @@ class ListeningModel:
 def last_rows(model: ModelAdapter, config: Any, inputs: Tensor) -> list[Tensor]:
     """Return x after each rank's last layer, as that rank has it."""
     strategy = STRATEGIES[config.name]
-    ranges = strategy.partition(model.shape, WEIGHTS)
+    ranges = strategy.partition(model.shape, config, WEIGHTS)
     transports = connect(len(WEIGHTS))
 
     def one_rank(rank: int) -> Tensor:
@@ -94,7 +94,7 @@ def test_no_row_depends_on_a_later_token(family: str, config: Any) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_prism_of_a_causal_model_sends_to_later_ranks_only(family: str) -> None:
     shape = lively(family).shape
-    ranges = STRATEGIES["prism"].partition(shape, WEIGHTS)
+    ranges = STRATEGIES["prism"].partition(shape, PrismConfig(num_segments=2), WEIGHTS)
     planned = STRATEGIES["prism"].plan(shape, PrismConfig(num_segments=2), ranges, WEIGHTS)
     links = [(message.source, message.destination, message.count) for message in planned]
     assert links == [(0, 1, 4), (0, 2, 4), (1, 2, 4), (2, 0, 1)]

@@ -22,7 +22,7 @@ def degraded(family: str) -> Tensor:
     """Answer with PRISM after the last of three ranks is gone."""
     model, config = lively(family), PrismConfig(num_segments=2)
     strategy = STRATEGIES["prism"]
-    ranges = strategy.partition(model.shape, WEIGHTS)
+    ranges = strategy.partition(model.shape, config, WEIGHTS)
     transports = connect(len(WEIGHTS))
     for transport in transports:
         transport.watch.gone = frozenset({GONE})

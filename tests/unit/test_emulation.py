@@ -16,9 +16,9 @@ from astra.attention import merge_heads
 from astra.clustering import fit_codebooks
 from astra.codebook import GroupedCodebook, save_codebooks
 from astra.config import AstraConfig
+from astra.dealing import split_tokens
 from astra.models import Block, ModelAdapter, adapt
 from astra.partition import split
-from astra.slices import split_tokens
 from astra.strategy_config import PrismConfig, Site, WireName
 from astra.training.emulation import (
     Emulated,
@@ -113,9 +113,9 @@ def test_astra_equals_the_distributed_run_in_codes_and_answer(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fitted, inputs, ranges = books(site), inputs_for(model, BATCH), split_tokens(model.shape, weights)
-    save_codebooks(tmp_path, fitted)
     config = AstraConfig(num_groups=GROUPS, num_codewords=CODEWORDS, site=site, tables="fp32")
+    fitted, inputs, ranges = books(site), inputs_for(model, BATCH), split_tokens(model.shape, weights, config)
+    save_codebooks(tmp_path, fitted)
     quantise, emulated_codes = quantise_by(fitted), [Counter[bytes]() for _ in fitted]
 
     def noted(layer: int, u_BTE: Tensor) -> Tensor:

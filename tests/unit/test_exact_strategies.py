@@ -95,14 +95,14 @@ def test_exact_strategies_keep_the_batch_dimension(model: ModelAdapter, inputs: 
 
 def test_tensor_refuses_a_world_size_that_does_not_divide_the_heads(model: ModelAdapter) -> None:
     with pytest.raises(ValueError, match="must divide the model's 4 heads, got 3; use 1, 2, 4 devices, or"):
-        STRATEGIES["tensor"].partition(model.shape, [2.0, 2.0, 2.0])
-    assert len(STRATEGIES["tensor"].partition(model.shape, UNEVEN)) == 3
+        STRATEGIES["tensor"].partition(model.shape, TensorConfig(), [2.0, 2.0, 2.0])
+    assert len(STRATEGIES["tensor"].partition(model.shape, TensorConfig(), UNEVEN)) == 3
 
 
 @pytest.mark.parametrize(("name", "what"), [("tensor", "heads"), ("galaxy", "heads"), ("pipeline", "layers")])
 def test_strategies_refuse_more_ranks_than_parts(model: ModelAdapter, name: str, what: str) -> None:
     with pytest.raises(ValueError, match=f"at most the model's 4 {what}, got 5; use fewer devices"):
-        STRATEGIES[name].partition(model.shape, [1.0, 1.0, 1.0, 1.0, 2.0])
+        STRATEGIES[name].partition(model.shape, None, [1.0, 1.0, 1.0, 1.0, 2.0])
 
 
 def test_predictions_of_the_published_shape(model: ModelAdapter) -> None:
@@ -130,7 +130,7 @@ def test_pipeline_keeps_requests_under_way_and_answers_in_order(
 def serve_many(model: ModelAdapter, config: PipelineConfig, inputs: list[Tensor]) -> tuple[list[Tensor], list[int]]:
     """Answer several requests on two ranks; return rank 0's answers and how many it had sent when it got each."""
     transports = connect(2)
-    ranges = PipelineStrategy.partition(model.shape, [1.0, 1.0])
+    ranges = PipelineStrategy.partition(model.shape, config, [1.0, 1.0])
 
     def one_rank(rank: int) -> list[tuple[Tensor | None, int]]:
         collectives = Collectives(transports[rank], TIMEOUT_S)

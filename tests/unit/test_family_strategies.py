@@ -84,7 +84,7 @@ def astra_by_masks(
     """Compute ASTRA's answer in one place, from the formula: a token sees others through its rank."""
     shape = model.shape
     first = shape.num_class_tokens
-    ranges = STRATEGIES["astra"].partition(shape, weights)
+    ranges = STRATEGIES["astra"].partition(shape, AstraConfig(num_codewords=4, site=site), weights)
     copies = [model.embed(inputs) for _ in ranges]  # of rank r: rows of other ranks are not used
     for block, book_KE in zip(model.blocks, books, strict=True):
         whole = torch.cat(
@@ -189,7 +189,7 @@ def test_no_token_sees_a_later_one(
     """
     model = lively(family)
     save_codebooks(tmp_path, fit_codebooks(model, inputs_for(model), 1, 32, seed=0))
-    ranges = STRATEGIES[config.name].partition(model.shape, UNEVEN)
+    ranges = STRATEGIES[config.name].partition(model.shape, config, UNEVEN)
     clean = rows_after_layers(model, config, tmp_path, monkeypatch)
     embed = model.embed_content
 

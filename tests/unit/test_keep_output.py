@@ -9,9 +9,9 @@ from strategy_worlds import EXACT, FAMILIES, inputs_for, lively, relative_error,
 
 from astra.clustering import fit_codebooks
 from astra.codebook import save_codebooks
+from astra.dealing import split_tokens
 from astra.models import ModelAdapter
 from astra.models.block import run_blocks
-from astra.slices import split_tokens
 from astra.strategy_config import (
     AstraConfig,
     BlockConfig,
@@ -68,7 +68,7 @@ def test_astra_reports_the_rows_of_its_emulation(model: ModelAdapter, tmp_path: 
     codebooks = fit_codebooks(model, inputs, ASTRA.num_groups, ASTRA.num_codewords, seed=0)
     save_codebooks(tmp_path, codebooks)
     weights = [2.0, 1.0, 1.0]
-    owners_T = owners_of(split_tokens(model.shape, weights))
+    owners_T = owners_of(split_tokens(model.shape, weights, ASTRA))
 
     def quantise(layer: int, u: torch.Tensor) -> torch.Tensor:
         rows = u.flatten(0, -2)

@@ -56,7 +56,8 @@ def triangle(tokens: range) -> float:
 @given(total=st.integers(8, 60), weights=st.lists(st.floats(0.1, 10.0), min_size=1, max_size=3))
 def test_split_by_cost_is_the_best_there_is(total: int, weights: list[float]) -> None:
     def dearest(ranges: Sequence[range]) -> float:
-        return max(triangle(tokens) / weight for tokens, weight in zip(ranges, weights, strict=True))
+        pairs = zip(ranges, weights, strict=True)
+        return max((triangle(tokens) / weight for tokens, weight in pairs if len(tokens) > 1), default=0.0)
 
     found = split_by_cost(total, weights, triangle)
     assert [token for tokens in found for token in tokens] == list(range(total))

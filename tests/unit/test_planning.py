@@ -116,7 +116,7 @@ def operations(steps: Sequence[Step], rank: int) -> float:
 def test_schedule_computes_what_is_counted(family: str, strategy: AnyStrategy) -> None:
     model, weights = lively(family), (1.0, 1.0)
     kind = STRATEGIES[strategy.name]
-    ranges = kind.partition(model.shape, weights)
+    ranges = kind.partition(model.shape, strategy, weights)
     schedule = predict_schedule(model.shape, strategy, 2)
     transports, inputs = connect(2), inputs_for(model)
 
@@ -262,7 +262,7 @@ def test_causal_ranks_run_ahead_of_later_ones() -> None:
 
 def test_a_strategy_without_a_schedule_is_predicted_from_its_messages() -> None:
     shape = planned_shape(BASE)
-    ranges = STRATEGIES["sequence"].partition(shape, [1.0] * 4)
+    ranges = STRATEGIES["sequence"].partition(shape, SequenceConfig(wire="int8"), [1.0] * 4)
     messages = predict_messages(shape, SequenceConfig(wire="int8"), 4)
     guessed = of_messages(shape, ranges, messages)
     devices, links = [Device(REFERENCE, 0.4)] * 4, Links(LinkSpeed(10e6))
@@ -279,7 +279,7 @@ def test_datagrams_of_a_strategy_without_a_schedule_stay_datagrams() -> None:
     shape, strategy = planned_shape(BASE), PrismConfig(num_segments=2, transport=DatagramConfig(copies=2))
     messages = predict_messages(shape, strategy, 4)
     assert any(message.is_datagram for message in messages)
-    guessed = of_messages(shape, STRATEGIES["prism"].partition(shape, [1.0] * 4), messages)
+    guessed = of_messages(shape, STRATEGIES["prism"].partition(shape, strategy, [1.0] * 4), messages)
     assert tally(list(messages_of(guessed.steps))) == tally(messages)
 
 

@@ -107,6 +107,6 @@ def test_prism_sends_one_row_in_compression_ratio(model: ModelAdapter) -> None:
 
 
 def test_prism_refuses_more_segments_than_tokens(model: ModelAdapter) -> None:
-    ranges = STRATEGIES["prism"].partition(model.shape, [1.0, 1.0, 1.0])
+    ranges = STRATEGIES["prism"].partition(model.shape, PrismConfig(num_segments=2), [1.0, 1.0, 1.0])
     with pytest.raises(ValueError, match="num_segments must be at most the 8 tokens"):
         STRATEGIES["prism"].plan(model.shape, PrismConfig(num_segments=9), ranges, [1.0] * 3)

@@ -48,7 +48,7 @@ def test_prism_saves_the_published_computation(model: BertAdapter) -> None:
     with torch.inference_mode(), counted_flops() as head:
         model.head(torch.zeros(1, 768))
     transports = connect(2)
-    ranges = PrismStrategy.partition(model.shape, WEIGHTS)
+    ranges = PrismStrategy.partition(model.shape, PrismConfig(compression_ratio=RATIO), WEIGHTS)
 
     def one_rank(rank: int) -> int:
         context = RankContext(model, Collectives(transports[rank], 30.0), ranges, WEIGHTS, Timeline(rank))

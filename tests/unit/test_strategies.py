@@ -66,7 +66,7 @@ def serve(
 ) -> Answer:
     """Answer one request with one thread per rank, each given only the pixel rows that it needs."""
     strategy = STRATEGIES[config.name]
-    ranges = strategy.partition(model.shape, weights)
+    ranges = strategy.partition(model.shape, config, weights)
     transports = connect(len(weights))
 
     def one_rank(rank: int) -> tuple[Tensor | None, Timeline]:
@@ -186,7 +186,7 @@ def astra_by_masks(model: ViTAdapter, pixels: Tensor, weights: list[float], fold
     """Compute ASTRA's answer in one place: per rank, swap the others' rows of u for their codewords."""
     shape = model.shape
     codebooks = load_codebooks(folder, CodebookSpec(shape.num_layers, shape.width, 1, 4))
-    ranges = STRATEGIES["astra"].partition(shape, weights)
+    ranges = STRATEGIES["astra"].partition(shape, AstraConfig(num_codewords=4), weights)
     class_copies = [model.embed_class(1) for _ in weights]
     content_BTD = model.embed_content(pixels, range(NUM_TOKENS))
     for block, codebook in zip(model.blocks, codebooks, strict=True):

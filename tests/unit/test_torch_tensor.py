@@ -74,7 +74,7 @@ def test_tensor_parallel_answer_of_torch_equals_single(printed: list[dict[str, A
 def test_program_predicts_the_traffic_of_our_own_tensor_parallelism(printed: list[dict[str, Any]]) -> None:
     shape, config = planned_shape(TINY), TensorConfig(name="tensor", wire="fp32")
     weights = (1.0, 1.0)
-    messages = TensorStrategy.plan(shape, config, TensorStrategy.partition(shape, weights), weights)
+    messages = TensorStrategy.plan(shape, config, TensorStrategy.partition(shape, config, weights), weights)
     assert [row["bytes_per_request_predicted"] for row in printed] == [0, bytes_of(messages)]
 
 

@@ -3,9 +3,10 @@
 import pytest
 
 from astra.config import ModelConfig
+from astra.dealing import ATTENTION_PRICE, split_tokens
 from astra.models import ModelShape, planned_shape
 from astra.partition import split
-from astra.slices import ATTENTION_PRICE, split_tokens
+from astra.strategy_config import AstraConfig
 
 GPT2 = planned_shape(ModelConfig.model_validate({"family": "gpt2", "size": "small", "num_tokens": 1024}))
 VIT = planned_shape(ModelConfig(size="base", image_size=512))
@@ -34,6 +35,26 @@ def test_later_ranks_of_a_causal_model_have_fewer_tokens() -> None:
     lengths = [len(tokens) for tokens in split_tokens(GPT2, [1.0] * 4)]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > lengths[-1] + 20
+
+
+def lengths(shape: ModelShape, config: AstraConfig | None) -> list[int]:
+    return [len(tokens) for tokens in split_tokens(shape, [1.0] * 4, config)]
+
+
+def test_codes_that_count_as_one_key_leave_later_ranks_more_tokens_than_exact_keys_do() -> None:
+    """The last rank, whose tokens nobody looks at, encodes nothing: it gets the most."""
+    counted = lengths(GPT2, AstraConfig())
+    assert counted[-1] == max(counted) > lengths(GPT2, None)[-1]
+
+
+def test_codes_of_many_groups_cost_their_look_ups() -> None:
+    assert lengths(GPT2, AstraConfig(num_groups=32))[-1] < lengths(GPT2, AstraConfig(num_groups=16))[-1]
+
+
+def test_turned_keys_do_not_count_as_one() -> None:
+    """Equal codes at different positions are different keys in a Llama."""
+    llama = planned_shape(ModelConfig.model_validate({"family": "llama", "size": "llama-3-8b", "num_tokens": 1024}))
+    assert lengths(llama, AstraConfig(num_codewords=16))[-1] < lengths(llama, AstraConfig(num_codewords=16))[0]
 
 
 def test_layer_weights_are_those_of_gpt2_and_of_a_gated_mlp() -> None:
