@@ -32,6 +32,7 @@ from astra.traffic import bytes_of, bytes_of_most
 from astra.transport_config import DatagramConfig
 
 pytest.importorskip("constriction")
+pytestmark = pytest.mark.usefixtures("tables_are_faster")
 
 GROUPS, CODEWORDS = 4, 16
 WEIGHTS = [3.0, 2.0, 2.0]
@@ -43,12 +44,6 @@ EXPECTED = 0.1
 MODEL = ModelConfig(size="tiny", image_size=64, num_labels=10)
 
 Prepared = tuple[ModelAdapter, Tensor, Path]
-
-
-@pytest.fixture(autouse=True)
-def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let keys and values come about the same way in both of two runs: which is faster here is a matter of chance."""
-    monkeypatch.setattr("astra.remote_tables._least_s", lambda table, codes_1RG: 0.0)
 
 
 @pytest.fixture(scope="module")
