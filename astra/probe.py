@@ -24,7 +24,8 @@ from astra.attention import attend
 from astra.codebook import GroupedCodebook
 from astra.models import Block, ModelShape
 from astra.models.activation import Gelu
-from astra.models.block import Affine, Projections, Rotary, TransformerBlock
+from astra.models.affine import Affine
+from astra.models.block import Projections, Rotary, TransformerBlock
 from astra.planning.speed import REFERENCE, Speed
 from astra.planning.work import Kind, LayerWork, Work, conversion
 from astra.wire import Wire, decode, encode

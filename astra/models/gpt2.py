@@ -15,7 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from astra.config import ModelConfig
 from astra.models.activation import activation_of
 from astra.models.adapter import TextAdapter
-from astra.models.block import Affine, Projections, TransformerBlock
+from astra.models.affine import Affine
+from astra.models.block import Projections, TransformerBlock
 from astra.models.weights import read_checkpoint, seeded
 
 __all__ = ["GPT2Adapter", "build_gpt2"]

@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from astra.config import ModelConfig
 from astra.models.activation import activation_of
 from astra.models.adapter import TextAdapter
-from astra.models.block import Affine, Projections, Rotary, TransformerBlock
+from astra.models.affine import Affine
+from astra.models.block import Projections, Rotary, TransformerBlock
 from astra.models.weights import read_checkpoint, seeded
 from astra.presets import Preset
 

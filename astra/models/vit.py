@@ -17,7 +17,8 @@ from transformers import ViTConfig, ViTForImageClassification
 from astra.config import ModelConfig
 from astra.models.activation import activation_of
 from astra.models.adapter import TransformerAdapter
-from astra.models.block import Affine, Projections, TransformerBlock
+from astra.models.affine import Affine
+from astra.models.block import Projections, TransformerBlock
 from astra.models.weights import read_checkpoint, seeded
 from astra.partition import band
 

@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from astra.flops import counted_flops
 from astra.models import Block, ModelAdapter, packing
 from astra.models.activation import Gelu, activation_of
-from astra.models.block import Affine
+from astra.models.affine import Affine
 from astra.models.packing import pack, packed_linear
 
 ROUNDING = 1e-5  # fp32 sums in another order
