@@ -59,18 +59,18 @@ def count_codes_of(
     num_codes = codebooks[0].num_codewords
     return CodeTables(
         tuple(
-            _count(own_RG, positions_RG, num_positions, codebook, folds_R, seed)
+            _count(own_RG, positions_RG, num_positions, codebook, folds_R=folds_R, seed=seed)
             for own_RG, codebook in zip(codes, codebooks, strict=True)
         ),
         tuple(
-            _count(own_RG, before_RG, num_codes, codebook, folds_R, seed)
+            _count(own_RG, before_RG, num_codes, codebook, folds_R=folds_R, seed=seed)
             for before_RG, own_RG, codebook in zip(codes[:-1], codes[1:], codebooks[1:], strict=True)
         ),
     )
 
 
 def _count(
-    codes_RG: Codes, known_RG: Codes, num_known: int, codebook: GroupedCodebook, folds_R: Codes, seed: int
+    codes_RG: Codes, known_RG: Codes, num_known: int, codebook: GroupedCodebook, *, folds_R: Codes, seed: int
 ) -> Given:
     """Count the codes of one layer in classes of what is known."""
     classes, probabilities, bits = [], [], []
