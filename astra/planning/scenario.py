@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,6 +25,7 @@ from astra.yaml_file import read_yaml
 __all__ = ["Setting", "read_scenario"]
 
 _EVERY = "*"
+_Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,12 @@ class _Part(BaseModel):
 
 
 class _Loss(_Part):
-    model: str
-    loss_pct: float = 0.0
-    enter_pct: float = 0.0
-    leave_pct: float = 100.0
-    good_loss_pct: float = 0.0
-    bad_loss_pct: float = 100.0
+    model: Literal["bernoulli", "gilbert_elliott", "recorded"]
+    loss_pct: _Percent = 0.0
+    enter_pct: _Percent = 0.0
+    leave_pct: _Percent = 100.0
+    good_loss_pct: _Percent = 0.0
+    bad_loss_pct: _Percent = 100.0
 
     @property
     def mean_pct(self) -> float:
@@ -63,12 +64,12 @@ class _Loss(_Part):
 class _Impaired(_Part):
     rate_mbps: float | None = Field(default=None, gt=0)
     delay_ms: float = Field(default=0.0, ge=0)
-    loss_pct: float = Field(default=0.0, ge=0)
+    loss_pct: _Percent = 0.0
     loss: _Loss | None = None
 
     @model_validator(mode="after")
     def _lets_something_through(self) -> Self:
-        if self.loss_pct >= 100 or (self.loss is not None and self.loss.mean_pct >= 100):
+        if self.loss_pct == 100 or (self.loss is not None and self.loss.mean_pct >= 100):
             raise faults.rule_error("a link that loses less than 100 %", "nothing would ever arrive")
         return self
 
@@ -184,6 +185,8 @@ def read_scenario(path: Path) -> Setting:
     tree = _merged(path, ())
     try:
         scenario = _Scenario.model_validate_json(json.dumps(tree, default=str))
+    except TypeError as error:
+        raise ConfigError([f"{path.name}: keys must be text, got others ({error}); correct them"]) from error
     except ValidationError as error:
         raise ConfigError(faults.render(path.name, error, _Scenario)) from error
     config = parse_config(json.dumps(scenario.workload.config), where=f"{path.name}: workload.config")

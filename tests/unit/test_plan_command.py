@@ -196,6 +196,15 @@ def test_plan_faults(tmp_path: Path) -> None:
             BASE.replace("loss_pct: 1}", "loss_pct: 1}, overrides: [{between: [d0, '*'], rate_mbps: 1}]"),
             "a scenario whose overrides name its devices, d0 to d2, and not \\*",
         ),
+        (
+            BASE.replace("loss_pct: 1}", "loss: {model: gilbert, enter_pct: 1}}"),
+            "links.default.loss.model must be one of bernoulli, gilbert_elliott, recorded, got 'gilbert'",
+        ),
+        (
+            BASE.replace("loss_pct: 1}", "loss: {model: bernoulli, loss_pct: -5}}"),
+            "links.default.loss.loss_pct must be at least 0.0, got -5",
+        ),
+        (BASE + "? [a, b]\n: c\n", "own.yaml: keys must be text, got others"),
     ],
 )
 def test_scenario_faults(tmp_path: Path, text: str, fault: str) -> None:
