@@ -41,9 +41,7 @@ def split_tokens(
         if tokens.stop < shape.num_content_tokens:  # nobody looks at the last rank's
             work += quantised.num_codewords * quantised.quantised_width(shape.width, shape.kv_width)
         distinct = tokens.start
-        if (
-            quantised.num_groups == 1 and shape.family != "llama"
-        ):  # equal codes are one key, but where positions turn it
+        if quantised.num_groups == 1 and shape.family != "llama":  # equal codes are one key, unless positions turn it
             distinct = expected_codes(quantised.num_codewords, tokens.start)
         values = 2 * shape.kv_width * (quantised.num_groups if quantised.site == "input" else 1)
         return len(tokens) * (work + pair * (len(tokens) + distinct)) + distinct * values * LOOK_UP_PRICE
