@@ -307,6 +307,7 @@ class BenchRank(Rank):
             burst_rps=burst_rps,
             accuracy=accuracy,
             predicted_s=self._predicted.latency_s(self._turn.job),
+            code_bits=job.code_bits,
         )
         self._reporter.row("summary", summary_row(result, self._reference, self._single_accuracy))
         for row in rank_rows(result, job.bytes_sent()):

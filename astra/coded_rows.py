@@ -76,7 +76,7 @@ class CodedRows:
         way, contexts_X = self._contexts(known, num_rows, values)
         return torch.from_numpy(way.coder.decode(payload, contexts_X)).view(num_rows, values)
 
-    def size(self, num_rows: int, values: int) -> int:
+    def size(self, num_rows: int, values: int, layer: int = 0) -> int:
         """Return the most bytes that so many codes take."""
         return packed_size(num_rows * values, self._bits)
 

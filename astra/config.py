@@ -231,12 +231,17 @@ class BenchConfig(Section):
     """How soon a lost peer is noticed, and what becomes of the run."""
     predict: bool = False
     """Whether `astra bench` also predicts each strategy's latency, from what ranks measure of devices and links before
-    the first request; that sends packets. `auto` measures in any case."""
+    the first request; that sends packets. `auto` and `code_bits: auto` measure in any case."""
 
     @property
     def measures_first(self) -> bool:
         """Whether ranks measure devices and links before the first request."""
-        return self.predict or self.auto is not None
+        return self.predict or self.auto is not None or self.chooses_bits
+
+    @property
+    def chooses_bits(self) -> bool:
+        """Whether ranks are to choose how many bits codes have."""
+        return any(isinstance(entry, AstraConfig) and entry.chooses_bits for entry in self.strategies)
 
     @property
     def candidates(self) -> tuple[AnyStrategy, ...]:

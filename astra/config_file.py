@@ -19,7 +19,7 @@ from astra.errors import ConfigError
 from astra.generation_faults import generation_faults, unsuited_strategies
 from astra.model_faults import model_faults
 from astra.strategy_config import AnyStrategy
-from astra.strategy_faults import Strategies, located, strategy_faults
+from astra.strategy_faults import Strategies, bits_faults, located, strategy_faults
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -119,7 +119,8 @@ def _generation_faults(where: str, raw: dict[str, Any], command: Command) -> lis
     if raw.get("predict"):
         found.append(faults.fault(where, ("predict",), "left out to generate", raw["predict"], "or run `astra bench`"))
     if isinstance(entries, list):
-        found += unsuited_strategies(where, [_valid(_STRATEGY, entry) for entry in entries])
+        strategies = [_valid(_STRATEGY, entry) for entry in entries]
+        found += unsuited_strategies(where, strategies) + bits_faults(where, strategies, "to generate")
     generation = _valid(_GENERATION, given)
     model = _valid(_MODEL, raw.get("model"))
     if generation is not None:
@@ -146,6 +147,8 @@ def _accuracy_faults(
     if any(isinstance(strategy, AutoConfig) for strategy in strategies):
         advice = "a choice by latency says nothing of a labelled set; name the strategies"
         return [faults.fault(where, ("accuracy",), "left out where a strategy is 'auto'", raw, advice)]
+    if open_bits := bits_faults(where, strategies, "where there is accuracy"):
+        return open_bits
     found = []
     if accuracy.model is not None:
         found += located(where, model_faults(where, accuracy.model), ("model",), ("accuracy", "model"))
@@ -155,6 +158,7 @@ def _accuracy_faults(
             rule, advice = f"the same ones in the same order, {', '.join(names)}", "only their settings may differ"
             found.append(faults.fault(where, ("accuracy", "strategies"), rule, ", ".join(given), advice))
         found += strategy_faults(where, accuracy.strategies, accuracy.model or model, at=("accuracy",))
+        found += bits_faults(where, accuracy.strategies, "for a labelled set", at=("accuracy",))
     elif accuracy.model is not None and not found:
         found += strategy_faults(where, strategies, accuracy.model)
     if accuracy.data.name in (*get_args(LanguageName), "stsb"):

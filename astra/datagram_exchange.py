@@ -101,7 +101,7 @@ class DatagramExchange:
         """Wait for the layer's datagrams until all rows are there or patience ends; account for what is missing."""
         counts = {peer: self._ways.counts[peer] for peer in self._ways.of}
         assemblies = {
-            peer: Assembly(count, lambda n: self._codec.size(n, values), is_fixed=self._codec.is_fixed)
+            peer: Assembly(count, lambda n: self._codec.size(n, values, tag.layer), is_fixed=self._codec.is_fixed)
             for peer, count in counts.items()
         }
         self._gather(tag, assemblies)
@@ -130,7 +130,7 @@ class DatagramExchange:
     def _labelled(self, tag: Tag, rows_RV: Tensor) -> list[tuple[Label, bytes]]:
         """Return the datagrams of this rank's rows, the parity last."""
         total, values = rows_RV.shape
-        parts = cut_rows(total, lambda n: self._codec.size(n, values))
+        parts = cut_rows(total, lambda n: self._codec.size(n, values, tag.layer))
         pieces = []
         for part in parts:
             known = Known(tag.layer, self._ways.first_of(self._collectives.rank) + part.first)

@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ from astra.data import to_input
 from astra.disk_cache import cache_root, check_writable
 from astra.errors import ConfigError
 from astra.models import load_model
-from astra.nesting import coarsened
+from astra.nesting import losses, nested, sent_codebooks
 from astra.strategy_config import AnyStrategy
 from astra.transport_config import DatagramConfig
 
@@ -58,7 +58,7 @@ Progress = Callable[[str, int, int], None]
 FIT_VERSION = 1
 """Goes up when fitting changes its result, so that older cache folders are left alone."""
 
-DERIVED_VERSION = 1
+DERIVED_VERSION = 2
 """The same for what is derived from codebooks."""
 
 
@@ -84,7 +84,7 @@ class Need:
 
     @property
     def folder(self) -> Path:
-        """Where what is loaded is or will be: the codebooks, or coarser ones or some with tables, derived from them."""
+        """Where what is loaded is or will be: the codebooks, or what is derived: in nested order, or with tables."""
         codebooks = self.codebooks
         has_tables = self.astra.coding == "fixed" or (codebooks / TABLES_FILE).is_file()
         if self.astra.code_bits is None and has_tables:
@@ -94,8 +94,8 @@ class Need:
         told: dict[str, str | int] = {
             "codebooks": hashlib.sha256(tensors.read_bytes()).hexdigest() if known_by_content else codebooks.name,
             "derived": DERIVED_VERSION,
-            "code_bits": self.astra.bits,
             "coding": self.astra.coding,
+            "code_bits": self.astra.bits if self.astra.coding == "entropy" else "any",
         }
         return _folder_of(self.model, self.astra, _fingerprint(self.model, self.astra, self.given) | told, "-derived")
 
@@ -108,9 +108,17 @@ class Need:
         """Return what codes are expected to take of the bits of packed ones, by the tables that are there."""
         if self.astra.coding == "fixed":
             return 1.0
-        tables = load_tables(self.folder, _spec(self.model, self.astra), self.model.num_content_tokens)
+        tables = load_tables(self.folder, _coded_spec(self.model, self.astra), self.model.num_content_tokens)
         alone = isinstance(self.astra.transport, DatagramConfig)
         return tables.expected_bits(alone=alone) / self.astra.bits
+
+    def losses(self) -> list[list[float]]:
+        """Return for every layer what its codewords lose by fewer bits; only where these are still to be chosen.
+
+        Raises:
+            ConfigError: The codebooks are not there as they must be.
+        """
+        return [losses(codewords_GKd) for codewords_GKd in read_codewords(self.folder, _spec(self.model, self.astra))]
 
     def faults(self) -> list[str]:
         """Say what is wrong with the codebooks, if they are not there as they must be."""
@@ -180,7 +188,7 @@ def fit_missing(needs: Iterable[Need], progress: Progress) -> Tally:
 
 
 def _derive_missing(needs: Iterable[Need], progress: Progress) -> None:
-    """Make and cache what is needed of coarser codebooks and of tables, with a copy of the codebooks."""
+    """Make and cache what is needed of tables and of codebooks in nested order, which have coarser ones in them."""
     for folder, need in {need.folder: need for need in needs}.items():
         astra = need.astra
         if folder == need.codebooks or _is_intact(folder, need.model, astra):
@@ -188,8 +196,9 @@ def _derive_missing(needs: Iterable[Need], progress: Progress) -> None:
         check_writable(folder.parent)
         codebooks = load_codebooks(need.codebooks, _spec(need.model, need.plain))
         if astra.code_bits is not None:
-            codebooks = [coarsened(codebook, astra.code_bits) for codebook in codebooks]
-        tables = _counted(need, codebooks) if astra.coding == "entropy" else None
+            codebooks = [nested(codebook) for codebook in codebooks]
+        sent = sent_codebooks([codebook.codewords_GKd for codebook in codebooks], astra)
+        tables = _counted(need, sent) if astra.coding == "entropy" else None
         _publish(folder, codebooks, _fingerprint(need.model, astra, need.given), tables)
         progress(f"derive astra {astra.settings}", len(codebooks), len(codebooks))
 
@@ -248,7 +257,7 @@ def codebook_faults(folder: Path, model: ModelConfig, astra: AstraConfig) -> lis
     try:
         read_codewords(folder, spec)
         if astra.coding == "entropy":
-            load_tables(folder, spec, model.num_content_tokens)
+            load_tables(folder, _coded_spec(model, astra), model.num_content_tokens)
     except ConfigError as error:
         return list(error.faults)
     return []
@@ -258,7 +267,12 @@ def _spec(model: ModelConfig, astra: AstraConfig) -> CodebookSpec:
     """Return the sizes of the codebooks that these configs need."""
     preset = model.preset
     width = astra.quantised_width(preset.width, preset.kv_width)
-    return CodebookSpec(preset.num_layers, width, astra.num_groups, 1 << astra.bits)
+    return CodebookSpec(preset.num_layers, width, astra.num_groups, astra.num_codewords)
+
+
+def _coded_spec(model: ModelConfig, astra: AstraConfig) -> CodebookSpec:
+    """Return the sizes of those whose codes an entropy coder's tables are for: with fewer bits, coarser ones."""
+    return replace(_spec(model, astra), num_codewords=1 << astra.bits)
 
 
 def _publish(

@@ -6,8 +6,8 @@ Finds everything that cannot work, on every rank alike. Sends nothing and runs n
 """
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from astra import overhead
@@ -21,10 +21,31 @@ from astra.measure import label
 from astra.models import ModelAdapter
 from astra.placement import Array, Codec, PixelCodec, TokenCodec, plan
 from astra.strategies import STRATEGIES, predict_messages
-from astra.strategy_config import AutoConfig, Chosen, Listed, copies_of
+from astra.strategy_config import AnyStrategy, AstraConfig, AutoConfig, Chosen, Listed, bits_text, copies_of
 from astra.traffic import PlannedMessage, as_expected, bytes_of
 
-__all__ = ["Job", "Prediction", "codec_for", "lay_out", "plan_jobs"]
+__all__ = ["NOTHING_CHOSEN", "Choice", "Job", "Prediction", "codec_for", "lay_out", "plan_jobs"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What has been chosen where a config leaves it open."""
+
+    among: int | None = None
+    """Number of the strategy that `auto` takes among its own; None before that."""
+    code_bits: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Bits of the codes of each layer, by the number of the entry whose `code_bits` are `auto`."""
+
+    def of(self, number: int, entry: Entry) -> AnyStrategy | None:
+        """Return what runs for an entry; None while that is open."""
+        if isinstance(entry, AutoConfig):
+            return None if self.among is None else entry.among[self.among]
+        if number in self.code_bits:
+            return entry.model_copy(update={"code_bits": self.code_bits[number]})
+        return entry
+
+
+NOTHING_CHOSEN = Choice()
 
 
 @dataclass(frozen=True)
@@ -55,8 +76,8 @@ class Job:
     codebook_folder: Path | None
     coded_share: float = 1.0
     """What entropy-coded codes are expected to take of the bits of packed ones."""
-    was_chosen: bool = False
-    """Whether `auto` has chosen it."""
+    entry: Entry | None = None
+    """What it was chosen for, if anything was left open; None otherwise."""
 
     @property
     def called(self) -> int:
@@ -65,8 +86,15 @@ class Job:
 
     @property
     def listed(self) -> Listed:
-        """The strategy as tables name it."""
-        return Chosen(self.strategy) if self.was_chosen else self.strategy
+        """The strategy as tables name it: bits that were chosen are told apart in `ranks`."""
+        return Chosen(self.strategy) if isinstance(self.entry, AutoConfig) else self.entry or self.strategy
+
+    @property
+    def code_bits(self) -> str | None:
+        """Bits of each layer's codes in short; None for a strategy without codes."""
+        if not isinstance(self.strategy, AstraConfig):
+            return None
+        return bits_text(self.strategy.bits_by_layer(self.model.preset.num_layers))
 
     def bytes_sent(self) -> list[int]:
         """Return the payload that each rank sends for one request, input placement not included."""
@@ -106,12 +134,11 @@ def plan_jobs(
     world_size: int,
     cpus: Sequence[float] | None = None,
     *,
-    choice: int | None = None,
+    choice: Choice = NOTHING_CHOSEN,
 ) -> list[Job]:
     """Lay out every strategy; `cpus` are the CPU shares of all ranks, where they are known already.
 
-    `choice` is the number of the strategy that `auto` has chosen among its own; while it is None, nothing is laid out
-    for it.
+    While nothing is chosen, nothing is laid out for `auto`, and codes have all their bits.
 
     Raises:
         ConfigError: A strategy cannot split the model over these ranks, or codebooks have not been fitted.
@@ -127,7 +154,7 @@ def lay_out(
     model: ModelAdapter,
     given: Calibration,
     *,
-    choice: int | None = None,
+    choice: Choice = NOTHING_CHOSEN,
 ) -> list[Job]:
     """Lay out strategies on one rank for each weight; `model` is that of `config`, and `given` calibrates codebooks.
 
@@ -135,11 +162,11 @@ def lay_out(
         ConfigError: As `plan_jobs`.
     """
     jobs, faults = [], list[str]()
-    for entry in entries:
-        if isinstance(entry, AutoConfig) and choice is None:
-            faults += [fault for need in needs_of(entry.among, config, given) for fault in need.faults()]
+    for number, entry in enumerate(entries):
+        strategy = choice.of(number, entry)
+        if strategy is None:
+            faults += [fault for need in needs_of(candidates_of(entry), config, given) for fault in need.faults()]
             continue
-        strategy: StrategyConfig = candidates_of(entry)[(choice or 0) if isinstance(entry, AutoConfig) else 0]
         try:
             ranges = STRATEGIES[strategy.name].partition(model.shape, strategy, weights)
             messages = predict_messages(model.shape, strategy, len(weights), weights)
@@ -154,8 +181,8 @@ def lay_out(
             share = 1.0 if found else need.coded_share()
         bands = tuple(model.input_rows(tokens) for tokens in ranges)
         messages = as_expected(messages, share, CODER_OVERHEAD_BYTES)
-        own_model, was_chosen = model_of(config, strategy), isinstance(entry, AutoConfig)
-        jobs.append(Job(strategy, own_model, ranges, weights, bands, messages, folder, share, was_chosen))
+        own_model, chosen_for = model_of(config, strategy), None if strategy is entry else entry
+        jobs.append(Job(strategy, own_model, ranges, weights, bands, messages, folder, share, chosen_for))
     if faults:
         raise ConfigError(faults)
     return jobs

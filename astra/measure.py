@@ -77,6 +77,8 @@ class StrategyResult:
     """Share of the labelled set that is answered right; None without one."""
     predicted_s: float | None = None
     """Latency of a request as it was predicted before; None where it was not."""
+    code_bits: str | None = None
+    """Bits of each layer's codes, as `8x2,6x10`; None for strategies without codes."""
 
     @property
     def counted(self) -> LinkTotals | None:
@@ -151,6 +153,7 @@ def rank_rows(result: StrategyResult, sent_bytes: Sequence[int]) -> list[Row]:
             "rank": rank,
             "flops_per_request": counts.flops,
             "bytes_sent_per_request_predicted": sent_bytes[rank],
+            "code_bits": result.code_bits,
             "codes_digest": counts.codes_digest,
             "frames_stale": counts.stale,
             "frames_malformed": counts.malformed,

@@ -11,12 +11,15 @@ less exactness, to be chosen when a model is run.
 Source: ours; nested like tree-structured vector quantisation (Buzo et al., 1980), but over codewords that are there.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from astra.codebook import GroupedCodebook
+from astra.strategy_config import AstraConfig
 
-__all__ = ["coarsened", "nested"]
+__all__ = ["coarsened", "losses", "nested", "sent_codebooks"]
 
 
 def nested(codebook: GroupedCodebook) -> GroupedCodebook:
@@ -24,12 +27,36 @@ def nested(codebook: GroupedCodebook) -> GroupedCodebook:
     return GroupedCodebook(torch.stack([_in_order(codewords_Kd) for codewords_Kd in codebook.codewords_GKd]))
 
 
-def coarsened(codebook: GroupedCodebook, bits: int) -> GroupedCodebook:
-    """Return the codebook of the first `bits` bits of the codes of `nested(codebook)`."""
-    ordered_GKd = nested(codebook).codewords_GKd
+def coarsened(ordered_GKd: Tensor, bits: int) -> GroupedCodebook:
+    """Return the codebook of the first `bits` bits of the codes of codewords in nested order."""
     num_groups, num_codewords, width = ordered_GKd.shape
     assert num_codewords % (1 << bits) == 0, "checked with the config"
     return GroupedCodebook(ordered_GKd.view(num_groups, 1 << bits, num_codewords >> bits, width).mean(dim=2))
+
+
+def sent_codebooks(codewords: Sequence[Tensor], config: AstraConfig) -> list[GroupedCodebook]:
+    """Return the codebooks of the codes that are sent, by every layer's codewords_GKd: in nested order for `code_bits`."""
+    if config.code_bits is None:
+        return [GroupedCodebook(codewords_GKd) for codewords_GKd in codewords]
+    bits = config.bits_by_layer(len(codewords))
+    return [coarsened(ordered_GKd, count) for ordered_GKd, count in zip(codewords, bits, strict=True)]
+
+
+def losses(ordered_GKd: Tensor) -> list[float]:
+    """Return for 0, 1, … all bits of a code what share of the variance of codewords in nested order they leave out.
+
+    All codewords count alike: k-means and moving averages use them almost equally (docs/results/bits.md).
+    """
+    centred_GKd = ordered_GKd - ordered_GKd.mean(dim=1, keepdim=True)
+    num_groups, num_codewords, width = centred_GKd.shape
+    whole = float(centred_GKd.square().sum())
+    if not whole:
+        return [0.0] * num_codewords.bit_length()
+    means = (
+        centred_GKd.view(num_groups, 1 << bits, -1, width).mean(dim=2) for bits in range(num_codewords.bit_length())
+    )
+    kept = [float(means_GSd.square().sum()) * num_codewords / means_GSd.shape[1] for means_GSd in means]
+    return [1 - part / whole for part in kept]
 
 
 def _in_order(codewords_Kd: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from astra.environment import Environment
 from astra.errors import AstraError, ConfigError
 from astra.evaluation.labelled_set import LabelledSet
 from astra.greeting import Greeting, exchange
-from astra.jobs import Job, codec_for, plan_jobs
+from astra.jobs import NOTHING_CHOSEN, Choice, Job, codec_for, plan_jobs
 from astra.memory import keep_freed_memory
 from astra.models import ModelAdapter, load_model
 from astra.placement import Array, distribute
@@ -212,10 +212,12 @@ def _meet(
     survey, weights = loaded.survey, config.weights(collectives.world_size, cpus)
     if not epoch.number:
         survey.take(loaded.model, collectives, epoch.members)
-    choice = None
+    among = None
     if config.auto is not None:
-        among = survey.predict(config, config.auto.among, loaded.model, weights, epoch.members)
-        choice = survey.choose(collectives, among)
+        prospects = survey.predict(config, config.auto.among, loaded.model, weights, epoch.members)
+        among = survey.choose(collectives, prospects)
+    bits = survey.choose_bits(config, loaded.model, weights, epoch.members, collectives) if config.chooses_bits else {}
+    choice = Choice(among, bits)
     jobs = _lay_out(config, loaded.model, labelled, collectives.world_size, cpus, choice=choice)
     return jobs, survey.predict(config, [job.strategy for job in jobs], loaded.model, weights, epoch.members)
 
@@ -235,7 +237,7 @@ def _lay_out(
     world_size: int,
     cpus: Sequence[float] | None = None,
     *,
-    choice: int | None = None,
+    choice: Choice = NOTHING_CHOSEN,
 ) -> list[Job]:
     """Lay out the requests and the labelled set; raise ConfigError with what is wrong in either of them."""
     jobs, faults = [], list[str]()

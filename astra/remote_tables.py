@@ -18,8 +18,8 @@ project   none: codewords are put together and projected      none              
 ========  ==================================================  ===========================  =======================
 
 What a bag costs grows with G, and is a matter of memory; a projection is a matter of arithmetic. Which of them is
-slower depends on the processor, so both are tried at load, on the first layer. 768 tokens of ViT-Base on one core of an
-AMD EPYC, milliseconds: a bag at G = 16 3.9 (6.9 in fp32), at G = 32 8.0 (15.7), a projection 17.
+slower depends on the processor, so both are tried at load, on the layer with most codewords. 768 tokens of ViT-Base on
+one core of an AMD EPYC, milliseconds: a bag at G = 16 3.9 (6.9 in fp32), at G = 32 8.0 (15.7), a projection 17.
 
 Source: the tables are ours.
 """
@@ -141,7 +141,7 @@ def remote_tables(
 
     Tables take at most `budget_bytes` in all; where nothing is remote there are none.
     """
-    codebook, block = codebooks[0], blocks[0]
+    codebook, block = max(codebooks, key=lambda each: each.num_codewords), blocks[0]
     bytes_of_value = 2 if tables == "fp16" and codebook.num_groups > 1 else 4
     table_bytes = codebook.num_groups * codebook.num_codewords * block.key_value_weight.shape[0] * bytes_of_value
 

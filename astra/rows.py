@@ -12,7 +12,7 @@ from torch import Tensor
 
 from astra.wire import Wire, decode, encode, encoded_size, pack_codes, packed_size, unpack_codes
 
-__all__ = ["NOTHING", "CarryOver", "CodeRows", "Known", "RowCodec", "Rows", "ValueRows", "Ways"]
+__all__ = ["NOTHING", "CarryOver", "CodeRows", "Known", "LayeredCodeRows", "RowCodec", "Rows", "ValueRows", "Ways"]
 
 CarryOver = Callable[[int, Tensor], Tensor]
 """Takes a layer and rows of the layer before; returns what stands for them in this layer."""
@@ -49,8 +49,8 @@ class RowCodec(Protocol):
     def decode(self, payload: bytes | memoryview, num_rows: int, values: int, known: Known = NOTHING) -> Tensor:
         """Undo `encode`. Raises WireError if the bytes are not so many rows."""
 
-    def size(self, num_rows: int, values: int) -> int:
-        """Return the bytes of rows; the most that they may take, where that is not fixed."""
+    def size(self, num_rows: int, values: int, layer: int = 0) -> int:
+        """Return the bytes of rows of a layer; the most that they may take, where that is not fixed."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,31 @@ class CodeRows:
         """Unpack the codes."""
         return unpack_codes(payload, self.bits, num_rows * values).view(num_rows, values)
 
-    def size(self, num_rows: int, values: int) -> int:
+    def size(self, num_rows: int, values: int, layer: int = 0) -> int:
         """Return the bytes of so many codes."""
         return packed_size(num_rows * values, self.bits)
+
+
+@dataclass(frozen=True)
+class LayeredCodeRows:
+    """Rows of codes, packed in as many bits as their layer's have."""
+
+    bits: tuple[int, ...]
+    """Of each layer."""
+    dtype: torch.dtype = torch.int64
+    is_fixed: bool = True
+
+    def encode(self, rows_RV: Tensor, known: Known = NOTHING) -> bytes:
+        """Pack the codes."""
+        return CodeRows(self.bits[known.layer]).encode(rows_RV)
+
+    def decode(self, payload: bytes | memoryview, num_rows: int, values: int, known: Known = NOTHING) -> Tensor:
+        """Unpack the codes."""
+        return CodeRows(self.bits[known.layer]).decode(payload, num_rows, values)
+
+    def size(self, num_rows: int, values: int, layer: int = 0) -> int:
+        """Return the bytes of so many codes of a layer."""
+        return CodeRows(self.bits[layer]).size(num_rows, values)
 
 
 @dataclass(frozen=True)
@@ -91,7 +113,7 @@ class ValueRows:
         """Turn the bytes into numbers."""
         return decode(payload, self.wire, num_rows * values // self.width, self.width).view(num_rows, values)
 
-    def size(self, num_rows: int, values: int) -> int:
+    def size(self, num_rows: int, values: int, layer: int = 0) -> int:
         """Return the bytes of so many numbers."""
         return encoded_size(self.wire, num_rows * values // self.width, self.width)
 

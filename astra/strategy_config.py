@@ -1,6 +1,7 @@
 """How each strategy is set up: one frozen and strict pydantic model each, told apart by `name`. Pure, free of torch."""
 
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self
 
@@ -32,6 +33,7 @@ __all__ = [
     "TableType",
     "TensorConfig",
     "WireName",
+    "bits_text",
     "copies_of",
     "uses_datagrams",
 ]
@@ -191,6 +193,21 @@ class QuantisedSection(Section):
         return width if self.site == "input" else 2 * kv_width
 
 
+def _bits_of_codes(value: Any) -> Any:
+    """Take a number of bits, `auto`, or a list with a number for each layer; refuse anything else."""
+    counts = list(value) if isinstance(value, (list, tuple)) else [value]
+    if value in (None, "auto") or (counts and all(_is_bit_count(count) for count in counts)):
+        return tuple(counts) if isinstance(value, list) else value
+    raise faults.rule_error(
+        "a whole number from 1, a list of them, or 'auto'",
+        "a list has a number for each layer; leave it out for all bits",
+    )
+
+
+def _is_bit_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 class AstraConfig(QuantisedSection, StrategySection):
     """Each rank keeps its slice of tokens and sends vector-quantised codes of the attention input."""
 
@@ -203,13 +220,25 @@ class AstraConfig(QuantisedSection, StrategySection):
     coding: Coding = "fixed"
     """Every code in log2 K bits; or in as many as its probability says, given its position or the token's code of the
     layer before."""
-    code_bits: int | None = Field(default=None, ge=1)
-    """Bits that are sent of each code: fewer stand for a coarser codebook inside the trained one; None for all."""
+    code_bits: Annotated[int | tuple[int, ...] | Literal["auto"] | None, BeforeValidator(_bits_of_codes)] = None
+    """Bits that are sent of each code, in all layers or layer by layer: fewer stand for a coarser codebook inside the
+    trained one. None for all; `auto` for as many as hide behind computing, by the links that `astra bench` measures."""
 
     @property
     def bits(self) -> int:
-        """How many bits a code has that is sent without entropy coding."""
-        return self.code_bits or self.num_codewords.bit_length() - 1
+        """How many bits a code has that is sent without entropy coding; the most in any layer, where they differ."""
+        if isinstance(self.code_bits, tuple):
+            return max(self.code_bits)
+        return self.code_bits if isinstance(self.code_bits, int) else self.num_codewords.bit_length() - 1
+
+    @property
+    def chooses_bits(self) -> bool:
+        """Whether bits are still to be chosen; until then a code counts with all that it has."""
+        return self.code_bits == "auto"
+
+    def bits_by_layer(self, num_layers: int) -> tuple[int, ...]:
+        """Return how many bits a code of each layer has."""
+        return self.code_bits if isinstance(self.code_bits, tuple) else (self.bits,) * num_layers
 
     @model_validator(mode="after")
     def _has_so_many_bits(self) -> Self:
@@ -222,6 +251,9 @@ class AstraConfig(QuantisedSection, StrategySection):
     def _can_be_coded(self) -> Self:
         if self.coding == "fixed":
             return self
+        if not isinstance(self.code_bits, int | None):
+            rule = "a strategy whose code_bits are one number where coding is entropy"
+            raise faults.rule_error(rule, "tables are counted for it before; or set coding to fixed")
         if self.bits > MAX_CODED_BITS:
             rule = f"a strategy with codes of at most {MAX_CODED_BITS} bits where coding is entropy"
             raise faults.rule_error(rule, "lower num_codewords or code_bits")
@@ -234,12 +266,19 @@ class AstraConfig(QuantisedSection, StrategySection):
     @property
     def own_settings(self) -> str:
         """What tells two entries with the same weights apart."""
-        coding = "" if self.code_bits is None else f" bits={self.code_bits}"
+        coding = "" if self.code_bits is None else f" bits={bits_text(self.code_bits)}"
         coding += "" if self.coding == "fixed" else f" {self.coding}"
         codewords = "" if self.num_codewords == DEFAULT_NUM_CODEWORDS else f" K={self.num_codewords}"
         site = "" if self.site == "input" else f" site={self.site}"
         tables = "" if self.tables == "fp16" else f" tables={self.tables}"
         return f"G={self.num_groups}{codewords}{site}{coding}{tables}{self.transport.settings}"
+
+
+def bits_text(code_bits: int | tuple[int, ...] | str) -> str:
+    """Write bits in short: those of several layers as `8x2,6x10`."""
+    if not isinstance(code_bits, tuple):
+        return str(code_bits)
+    return ",".join(f"{bits}x{len(list(layers))}" for bits, layers in groupby(code_bits))
 
 
 AnyStrategy = (
@@ -263,6 +302,12 @@ class AutoConfig(Section):
         min_length=1, strict=False
     )
     """What to choose from; `single` may be one of them."""
+
+    @model_validator(mode="after")
+    def _leaves_one_choice(self) -> Self:
+        if any(isinstance(each, AstraConfig) and each.chooses_bits for each in self.among):
+            raise faults.rule_error("a choice among strategies whose code_bits are stated", "list several of them")
+        return self
 
     @property
     def settings(self) -> str:

@@ -11,7 +11,7 @@ from astra.config import AstraConfig, AutoConfig, ModelConfig, SingleConfig, mod
 from astra.model_faults import missing_files, model_faults, size_faults
 from astra.strategy_config import AnyStrategy, QuantisedSection
 
-__all__ = ["Strategies", "group_faults", "located", "strategy_faults"]
+__all__ = ["Strategies", "bits_faults", "group_faults", "located", "strategy_faults"]
 
 _CODER = "constriction"
 """The package that `entropy` codes with: it has to be built for some processors."""
@@ -59,7 +59,7 @@ def strategy_faults(
             within = strategy_faults(where, strategy.among, model, in_order=False)
             found += located(where, within, ("strategies",), (*path, "among"))
         elif model is not None:
-            found += group_faults(where, path, strategy, model) if isinstance(strategy, AstraConfig) else []
+            found += _code_faults(where, path, strategy, model) if isinstance(strategy, AstraConfig) else []
             found += _weight_faults(where, path, strategy, model)
     return found
 
@@ -72,6 +72,25 @@ def located(where: str, found: Sequence[str], old: faults.Path, new: faults.Path
 
 def _can_code() -> bool:
     return importlib.util.find_spec(_CODER) is not None
+
+
+def bits_faults(where: str, strategies: Strategies, when: str, at: faults.Path = ()) -> list[str]:
+    """List the strategies that leave bits open, which only a benchmark's ranks choose; `when` says why not here."""
+    advice = "`astra bench` chooses them, and writes to ranks.csv what it took"
+    return [
+        faults.fault(where, (*at, "strategies", index, "code_bits"), f"stated {when}", strategy.code_bits, advice)
+        for index, strategy in enumerate(strategies)
+        if isinstance(strategy, AstraConfig) and strategy.chooses_bits
+    ]
+
+
+def _code_faults(where: str, path: faults.Path, strategy: AstraConfig, model: ModelConfig) -> list[str]:
+    """Say where groups or bits do not fit the model."""
+    found, bits, num_layers = group_faults(where, path, strategy, model), strategy.code_bits, model.preset.num_layers
+    if isinstance(bits, tuple) and len(bits) != num_layers:
+        rule, advice = f"a list of {num_layers} numbers, one for each layer", "or one number for all layers"
+        found.append(faults.fault(where, (*path, "code_bits"), rule, list(bits), advice))
+    return found
 
 
 def group_faults(where: str, path: faults.Path, given: QuantisedSection, model: ModelConfig) -> list[str]:

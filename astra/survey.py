@@ -1,6 +1,7 @@
 """What the ranks of a benchmark find out about devices and links before they begin, and what follows from it.
 
     every rank: probe own layer ──speed──► rank 0 ──advise──► predictions; and for `auto` a choice ──► every rank
+                                                  ──bits──► of the codes of each layer ──► every rank
     pairs of ranks: measure links ──rates──► rank 0
 
 Happens once for a set of connections, in about a second. When members change later, rank 0 decides by what it knows of
@@ -9,12 +10,15 @@ those that are left: whoever waits for an answer should not wait for a measureme
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from astra.advice import Prospect, Row, advise, best, rows
+from astra.bit_choice import Situation, choose_bits
 from astra.collectives import Collectives
-from astra.config import BenchConfig
-from astra.errors import AstraError
+from astra.config import AstraConfig, BenchConfig
+from astra.errors import AstraError, ConfigError
+from astra.fit import needs_of
 from astra.link_probe import measure_links
 from astra.models import ModelAdapter
 from astra.planning.links import Links, LinkSpeed
@@ -25,7 +29,7 @@ from astra.transport import Tag
 
 __all__ = ["NOTHING_PREDICTED", "Predicted", "Survey"]
 
-_TELL, _CHOOSE = Tag(0, 0, "speed"), Tag(0, 0, "choice")
+_TELL, _CHOOSE, _CHOOSE_BITS = Tag(0, 0, "speed"), Tag(0, 0, "choice"), Tag(0, 0, "bits")
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,7 @@ class Survey:
         """Predict strategies among these members, on rank 0 alone; nothing where nothing has been measured."""
         if not self._devices:
             return NOTHING_PREDICTED
-        known = list(self._devices.values())
-        devices = [self._devices.get(member, known[-1]) for member in members]
-        ranks = range(len(members))
-        default = next(iter(self._links.values()), LinkSpeed())
-        pairs = [(a, b, self._links.get((members[a], members[b]), default)) for a in ranks for b in ranks if a != b]
+        devices, links = self._among(members)
         prospects = advise(
             strategies,
             config.model,
@@ -100,10 +100,19 @@ class Survey:
             config.input,
             weights=weights,
             devices=devices,
-            links=Links.of(pairs),
+            links=links,
             curve=self._curve,
         )
         return Predicted(prospects, self._extremes())
+
+    def _among(self, members: Sequence[int]) -> tuple[list[Device], Links]:
+        """Return what is known of these members and of the links between them."""
+        known = list(self._devices.values())
+        devices = [self._devices.get(member, known[-1]) for member in members]
+        ranks = range(len(members))
+        default = next(iter(self._links.values()), LinkSpeed())
+        pairs = [(a, b, self._links.get((members[a], members[b]), default)) for a in ranks for b in ranks if a != b]
+        return devices, Links.of(pairs)
 
     def _extremes(self) -> dict[str, float]:
         found = {"slowest_core_gflops": min(device.speed.gflops for device in self._devices.values())}
@@ -125,6 +134,28 @@ class Survey:
         if isinstance(told, str):
             raise AstraError(f"auto: no strategy of `among` can be used here: {told}")
         return int(told)
+
+    def choose_bits(
+        self,
+        config: BenchConfig,
+        model: ModelAdapter,
+        weights: Sequence[float],
+        members: Sequence[int],
+        collectives: Collectives,
+    ) -> dict[int, tuple[int, ...]]:
+        """Return on every rank the bits of each layer's codes where they are open, by the entry's number.
+
+        Rank 0 chooses by what has been measured. An entry that cannot run here has none; laying it out says why.
+        """
+        chosen: dict[int, tuple[int, ...]] = {}
+        for number, entry in enumerate(config.strategies) if self._devices else ():
+            if isinstance(entry, AstraConfig) and entry.chooses_bits:
+                (need,) = needs_of([entry], config.model, config.input)
+                with suppress(ConfigError, ValueError):
+                    situation = Situation(model.shape, weights, *self._among(members), self._curve)
+                    chosen[number] = choose_bits(entry, situation, need.losses())
+        told = json.loads(bytes(collectives.broadcast(_CHOOSE_BITS, json.dumps(list(chosen.items())).encode())))
+        return {number: tuple(bits) for number, bits in told}
 
 
 def _pack(device: Device) -> bytes:

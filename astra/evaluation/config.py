@@ -23,7 +23,7 @@ from astra.errors import ConfigError
 from astra.model_faults import model_faults, planning_faults
 from astra.section import Section
 from astra.strategy_config import AnyStrategy, uses_datagrams
-from astra.strategy_faults import strategy_faults
+from astra.strategy_faults import bits_faults, strategy_faults
 from astra.yaml_file import read_yaml
 
 __all__ = ["SEED", "EvaluationConfig", "datagram_faults", "load_evaluation", "parse_evaluation"]
@@ -105,6 +105,7 @@ def parse_evaluation(tree: dict[str, Any], *, where: str) -> EvaluationConfig:
         seeded = config.for_seed(seed)
         unusable = model_faults(where, seeded.model) or planning_faults(where, seeded.model)
         found |= dict.fromkeys([*unusable, *strategy_faults(where, seeded.strategies, seeded.model)])
+    found |= dict.fromkeys(bits_faults(where, config.strategies, "to evaluate"))
     if found:
         raise ConfigError(list(found))
     return config

@@ -30,7 +30,7 @@ def bits_per_token(
     `coded_share` is what entropy-coded codes are expected to take of that.
     """
     if isinstance(strategy, AstraConfig):
-        return coded_share * float(shape.num_layers * strategy.num_groups * strategy.bits)
+        return coded_share * float(strategy.num_groups * sum(strategy.bits_by_layer(shape.num_layers)))
     if isinstance(strategy, SequenceConfig):
         return float(shape.num_layers * 8 * encoded_size(strategy.wire, 1, shape.width))
     if not isinstance(strategy, PrismConfig):

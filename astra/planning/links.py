@@ -95,6 +95,11 @@ class Links:
         """Return links that take no time."""
         return Links(LinkSpeed())
 
+    def unlimited(self) -> "Links":
+        """Return the same delays and losses without rates."""
+        exceptions = tuple((a, b, replace(speed, rate_bps=math.inf)) for a, b, speed in self.exceptions)
+        return Links(replace(self.default, rate_bps=math.inf), exceptions)
+
     def straight(self) -> "Links":
         """Return the same rates without delays and losses."""
 

@@ -13,6 +13,7 @@ layer" is read as: after the last block, before the final norm; all copies count
 `site: kv` (the paper's variant for Llama) quantises keys, before RoPE, and values instead of U. Both lie side by side
 in one vector that is cut into G groups, so that a code costs the same number of bits at either site.
 
+With `code_bits`, codes are those of coarser codebooks inside the trained ones, which may differ from layer to layer.
 With `coding: entropy` a code takes as many bits as its probability says, by tables that lie beside the codebooks.
 
 Traffic of one layer: from each rank (at most) T/N · G · log2 K bits to N − 1 peers (to the later ones if causal); after
@@ -22,6 +23,7 @@ travel like codes: with `transport: datagram` the mean is of those that came.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -34,7 +36,7 @@ from astra.codebook import (
     CodebookSpec,
     GroupedCodebook,
     count_codes,
-    load_codebooks,
+    read_codewords,
     translation,
 )
 from astra.coded_rows import CodedRows
@@ -44,24 +46,14 @@ from astra.errors import ConfigError
 from astra.exchange import open_exchange, plan_rows, plan_to_first
 from astra.memory import spare_bytes
 from astra.models import Block, ModelAdapter, ModelShape
+from astra.nesting import sent_codebooks
+from astra.planning.coded_layer import coded_layer, table_width
 from astra.planning.forecast import BYTES_OF_FP32
-from astra.planning.schedule import (
-    Compute,
-    Repeat,
-    Schedule,
-    Send,
-    Step,
-    Wait,
-    answered,
-    per_rank,
-    rows_seen,
-    rows_shown,
-    show_rows,
-)
-from astra.planning.tables import expected_codes, expected_tables
-from astra.planning.work import NOTHING, LayerWork, Work, alone
+from astra.planning.schedule import Compute, Repeat, Schedule, Send, Step, Wait, answered, per_rank
+from astra.planning.tables import expected_tables
+from astra.planning.work import LayerWork, alone
 from astra.remote_tables import KeyValueCodewords, RemoteKeyValue, remote_tables
-from astra.rows import CodeRows, RowCodec, Rows, ValueRows
+from astra.rows import CodeRows, LayeredCodeRows, RowCodec, Rows, ValueRows
 from astra.slices import answer_rank, bring_answer, plan_answer
 from astra.strategies.protocol import RankContext, Request
 from astra.traffic import PlannedMessage
@@ -86,8 +78,8 @@ class AstraStrategy:
         self._ranges = context.ranges
         shape = context.model.shape
         width = config.quantised_width(shape.width, shape.kv_width)
-        spec = CodebookSpec(shape.num_layers, width, config.num_groups, 1 << config.bits)
-        self._codebooks = load_codebooks(context.codebook_folder, spec)
+        spec = CodebookSpec(shape.num_layers, width, config.num_groups, config.num_codewords)
+        self._codebooks = sent_codebooks(read_codewords(context.codebook_folder, spec), config)
         self._exchange = open_exchange(
             config.transport,
             context.collectives,
@@ -153,14 +145,14 @@ class AstraStrategy:
 
         Where codes are entropy-coded, their messages are as long as they can be, and say so.
         """
-        codes = plan_rows(
-            config.transport,
-            CodeRows(config.bits),
-            [len(tokens) for tokens in ranges],
-            config.num_groups,
-            rounds=shape.num_layers,
-            causal=shape.causal,
-        )
+        content, groups = [len(tokens) for tokens in ranges], config.num_groups
+        codes = [
+            message
+            for bits, layers in _runs(config, shape.num_layers)
+            for message in plan_rows(
+                config.transport, CodeRows(bits), content, groups, rounds=layers, causal=shape.causal
+            )
+        ]
         if config.coding == "entropy":
             codes = [replace(message, most_bytes=message.payload_bytes) for message in codes]
         if shape.causal:
@@ -177,41 +169,18 @@ class AstraStrategy:
     @staticmethod
     def schedule(shape: ModelShape, config: AstraConfig, ranges: Sequence[range], weights: Sequence[float]) -> Schedule:
         """Encode, project while codes are in flight, look up, and attend over the codes that there are."""
-        parts, causal, classes = LayerWork(shape), shape.causal, shape.num_class_tokens
         content, width = [len(tokens) for tokens in ranges], config.quantised_width(shape.width, shape.kv_width)
-        num_codewords = 1 << config.bits
-        table_values = 2 * shape.kv_width * _table_width(config) if config.site == "input" else 0
-        table_bytes = BYTES_OF_FP32 * num_codewords * table_values
+        num_codewords = sum(1 << bits for bits in config.bits_by_layer(shape.num_layers))
+        table_values = 2 * shape.kv_width * table_width(config) if config.site == "input" else 0
+        table_bytes = BYTES_OF_FP32 * num_codewords / shape.num_layers * table_values
         tables = expected_tables(shape.num_layers, table_bytes) if table_bytes else 1.0
-        is_counted = config.num_groups == 1 and shape.family != "llama"
-
-        def encode(own: int, shown: int) -> Work:
-            projected = parts.key_value(own + classes) if config.site == "kv" else NOTHING
-            return projected + parts.quantise(shown, width, config.num_groups, num_codewords)
-
-        def project(own: int) -> Work:
-            projected = parts.key_value(own + classes) if config.site == "input" else NOTHING
-            return projected + parts.query(own + classes)
-
-        def look(own: int, remote: int) -> Work:
-            distinct = expected_codes(num_codewords, remote) if is_counted else remote
-            rows = own + classes
-            keys = parts.look_up(distinct, _table_width(config) if config.site == "input" else 1) * tables
-            if config.site == "input":
-                keys += (parts.look_up(distinct) + parts.key_value(distinct)) * (1 - tables)
-            return keys + parts.attend(rows, distinct + rows) + parts.finish(rows)
-
-        codes = CodeRows(config.bits)
-        layer = (
-            per_rank(encode, content, rows_shown(content, causal=causal)),
-            show_rows(config.transport, codes, content, config.num_groups, causal=causal),
-            per_rank(project, content),
-            Wait(),
-            per_rank(look, content, rows_seen(content, causal=causal)),
+        layers = tuple(
+            Repeat(count, coded_layer(shape, config, bits, content, tables=tables))
+            for bits, count in _runs(config, shape.num_layers)
         )
-        last = answered(shape, len(ranges)) if causal else _averaged(shape, config, len(ranges))
-        steps = (per_rank(parts.embed, content), Repeat(shape.num_layers, layer), *last)
-        quantiser = shape.num_layers * num_codewords * (width + tables * table_values)
+        last = answered(shape, len(ranges)) if shape.causal else _averaged(shape, config, len(ranges))
+        parts, quantiser = LayerWork(shape), num_codewords * (width + tables * table_values)
+        steps = (per_rank(parts.embed, content), *layers, *last)
         return Schedule(steps, (float(parts.all_weights + quantiser),) * len(ranges))
 
     def _encode(self, layer: int, rows_BTE: Tensor) -> Tensor:
@@ -274,23 +243,23 @@ class AstraStrategy:
         return torch.cat((row_BD[None], there.view(-1, *row_BD.shape))).mean(dim=0)
 
 
+def _runs(config: AstraConfig, num_layers: int) -> list[tuple[int, int]]:
+    """Return bits, and of how many layers in a row a code has so many."""
+    return [(bits, len(list(layers))) for bits, layers in groupby(config.bits_by_layer(num_layers))]
+
+
 def _code_rows(config: AstraConfig, folder: Path, spec: CodebookSpec, shape: ModelShape) -> RowCodec:
     """How codes travel."""
     if config.coding == "fixed":
-        return CodeRows(config.bits)
-    return CodedRows(config.bits, load_tables(folder, spec, shape.num_content_tokens))
+        return LayeredCodeRows(config.bits_by_layer(shape.num_layers))
+    coded = replace(spec, num_codewords=1 << config.bits)
+    return CodedRows(config.bits, load_tables(folder, coded, shape.num_content_tokens))
 
 
 def _averaged(shape: ModelShape, config: AstraConfig, world_size: int) -> tuple[Step, ...]:
     """Bring all class copies to rank 0, and read the answer off their mean."""
     copies = plan_to_first(config.transport, _class_rows(shape), shape.width, world_size)
     return Send(tuple(copies)), Wait(), Compute(alone(0, world_size, LayerWork(shape).head()))
-
-
-def _table_width(config: AstraConfig) -> float:
-    """Return how many fp32 rows a codeword of every group takes in a table: half as many in half precision."""
-    is_half = config.tables == "fp16" and config.num_groups > 1
-    return config.num_groups / 2 if is_half else config.num_groups
 
 
 def _class_rows(shape: ModelShape) -> ValueRows:

@@ -27,7 +27,7 @@ from astra.clustering import layer_rows
 from astra.codebook import CodebookSpec, GroupedCodebook, load_codebooks
 from astra.data import load_examples, to_input
 from astra.models import load_model
-from astra.nesting import coarsened
+from astra.nesting import coarsened, nested
 
 Values = npt.NDArray[np.float32]
 
@@ -47,7 +47,7 @@ def fitted(rows_Rd: Values, bits: int) -> Values:
 def ways(codebook: GroupedCodebook, group: int, fit_Rd: Values, test_Rd: Values, bits: int) -> list[float]:
     """Return the share of the variance that each way leaves."""
     most = codebook.num_codewords.bit_length() - 1
-    prefix_Kd = coarsened(codebook, bits).codewords_GKd[group].numpy()
+    prefix_Kd = coarsened(nested(codebook).codewords_GKd, bits).codewords_GKd[group].numpy()
     one_Kd = prefix_Kd if bits == most else fitted(fit_Rd, bits)
     first_Kd = fitted(fit_Rd, bits // 2)
     second_Kd = fitted(left_by(fit_Rd, first_Kd), bits - bits // 2)

@@ -39,24 +39,26 @@ def test_first_bits_of_a_code_are_a_coarser_code(codebook: GroupedCodebook) -> N
     whole = nested(codebook)
     u_RD = torch.randn(500, 8, generator=torch.Generator().manual_seed(1))
     codes_RG = whole.encode(u_RD)
-    errors = [error(u_RD, coarsened(codebook, bits), codes_RG >> (6 - bits)) for bits in range(1, 7)]
+    errors = [
+        error(u_RD, coarsened(nested(codebook).codewords_GKd, bits), codes_RG >> (6 - bits)) for bits in range(1, 7)
+    ]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] < float(u_RD.square().mean())
     assert errors[-1] == pytest.approx(error(u_RD, codebook, codebook.encode(u_RD)), rel=SAME)
     for bits in range(1, 7):
-        coarse = coarsened(codebook, bits)
+        coarse = coarsened(nested(codebook).codewords_GKd, bits)
         assert error(u_RD, coarse, coarse.encode(u_RD)) <= error(u_RD, coarse, codes_RG >> (6 - bits))
 
 
 def test_a_subtrees_codeword_is_its_mean(codebook: GroupedCodebook) -> None:
-    halves_G2d = coarsened(codebook, 1).codewords_GKd
+    halves_G2d = coarsened(nested(codebook).codewords_GKd, 1).codewords_GKd
     torch.testing.assert_close(halves_G2d.mean(dim=1), codebook.codewords_GKd.mean(dim=1), rtol=SAME, atol=SAME)
 
 
 def test_fewer_bits_are_what_is_sent(tmp_path: Path) -> None:
     model = lively("vit")
     inputs = inputs_for(model)
-    codebooks = [coarsened(each, 2) for each in fit_codebooks(model, inputs, 4, 16, seed=0)]
+    codebooks = [nested(each) for each in fit_codebooks(model, inputs, 4, 16, seed=0)]
     save_codebooks(tmp_path, codebooks)
     config = AstraConfig(num_groups=4, num_codewords=16, code_bits=2)
     world = serve(model, config, [1.0, 1.0], inputs, tmp_path)
@@ -65,20 +67,22 @@ def test_fewer_bits_are_what_is_sent(tmp_path: Path) -> None:
     assert bits_per_token(config, model.shape, [range(12), range(12, 25)]) == model.shape.num_layers * 4 * 2
 
 
-def test_fit_derives_coarser_codebooks_from_those_that_are_there(
+def test_fit_derives_nested_codebooks_from_those_that_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ASTRA_CACHE", str(tmp_path))
     sizes = {"num_groups": 2, "num_codewords": 16}
-    strategies = (SingleConfig(), AstraConfig(**sizes), AstraConfig(**sizes, code_bits=3))
+    bits = (None, 3, (4, 3, 2, 1), "auto")
+    strategies = (SingleConfig(), *(AstraConfig(**sizes, code_bits=each) for each in bits))
     config = BenchConfig(model=MODEL, strategies=strategies)
     ensure_fitted(config, lambda label, done, total: None)
-    whole, coarse = bench_needs(config)
+    whole, coarse, layered, open_ = bench_needs(config)
     assert coarse.faults() == []
-    loaded = load_codebooks(coarse.folder, CodebookSpec(4, MODEL.preset.width, 2, 8))
+    assert whole.folder != coarse.folder == layered.folder == open_.folder, "one folder serves any number of bits"
+    loaded = load_codebooks(coarse.folder, CodebookSpec(4, MODEL.preset.width, 2, 16))
     originals = load_codebooks(whole.folder, CodebookSpec(4, MODEL.preset.width, 2, 16))
     for one, other in zip(loaded, originals, strict=True):
-        assert torch.equal(one.codewords_GKd, coarsened(other, 3).codewords_GKd)
+        assert torch.equal(one.codewords_GKd, nested(other).codewords_GKd)
 
 
 def test_config_refuses_more_bits_than_there_are() -> None:

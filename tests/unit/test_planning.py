@@ -51,6 +51,8 @@ STRATEGIES_TO_PLAN: list[AnyStrategy] = [
     PrismConfig(num_segments=2, transport=DatagramConfig(copies=2)),
     AstraConfig(num_groups=1),
     AstraConfig(num_groups=4, site="kv", transport=DatagramConfig(parity=True)),
+    AstraConfig(num_groups=4, code_bits=(10, 6, 6, 8)),
+    AstraConfig(num_groups=4, code_bits=(10, 6, 6, 8), transport=DatagramConfig()),
 ]
 TIGHT = 1e-9
 """Sums of the same numbers in another order."""
