@@ -197,8 +197,9 @@ def _derive_missing(needs: Iterable[Need], progress: Progress) -> None:
         codebooks = load_codebooks(need.codebooks, _spec(need.model, need.plain))
         if astra.code_bits is not None:
             codebooks = [nested(codebook) for codebook in codebooks]
-        sent = sent_codebooks([codebook.codewords_GKd for codebook in codebooks], astra)
-        tables = _counted(need, sent) if astra.coding == "entropy" else None
+        tables = None
+        if astra.coding == "entropy":
+            tables = _counted(need, sent_codebooks([codebook.codewords_GKd for codebook in codebooks], astra))
         _publish(folder, codebooks, _fingerprint(need.model, astra, need.given), tables)
         progress(f"derive astra {astra.settings}", len(codebooks), len(codebooks))
 

@@ -35,7 +35,7 @@ def coarsened(ordered_GKd: Tensor, bits: int) -> GroupedCodebook:
 
 
 def sent_codebooks(codewords: Sequence[Tensor], config: AstraConfig) -> list[GroupedCodebook]:
-    """Return the codebooks of the codes that are sent, by every layer's codewords_GKd: in nested order for `code_bits`."""
+    """Return the codebooks of the codes that are sent, by all layers' codewords: nested ones for `code_bits`."""
     if config.code_bits is None:
         return [GroupedCodebook(codewords_GKd) for codewords_GKd in codewords]
     bits = config.bits_by_layer(len(codewords))
