@@ -31,6 +31,8 @@ from astra.strategy_config import bits_text
 from astra.traffic import bytes_of
 from astra.transport_config import DatagramConfig
 
+pytestmark = pytest.mark.usefixtures("tables_are_faster")
+
 SHAPE = planned_shape(CONFIGS["vit"])
 ASTRA = AstraConfig(num_groups=16)
 MOST, LEAST = 10, 6
@@ -39,12 +41,6 @@ FAST, SLOW = 1e10, 1e3
 RATES = [4e6 * 1.01**step for step in range(60)]
 """Bit/s, from one at which nothing is sent in time to one at which everything is."""
 WORLD_SIZE = 3
-
-
-@pytest.fixture(autouse=True)
-def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let keys and values come about the same way in both of two runs: which is faster here is a matter of chance."""
-    monkeypatch.setattr("astra.remote_tables._least_s", lambda table, codes_1RG: 0.0)
 
 
 def core(dense_s: float = 1e-9) -> Speed:
