@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from astra.models import ModelShape
 from astra.partition import split, split_by_cost
 from astra.planning.tables import expected_codes
+from astra.remote_tables import READ_PRICE
 from astra.strategy_config import QuantisedSection
 
 __all__ = ["split_tokens"]
 
 ATTENTION_PRICE = 1.6
 """What an operation of attention takes over one of a product with weights: 61 and 100 GFLOPS."""
-LOOK_UP_PRICE = 10.0
-"""What a number of a table takes, in multiplications of such a product: 0.2 and 0.02 ns."""
 
 
 def split_tokens(
@@ -44,6 +43,6 @@ def split_tokens(
         if quantised.num_groups == 1 and shape.family != "llama":  # equal codes are one key, unless positions turn it
             distinct = expected_codes(quantised.num_codewords, tokens.start)
         values = 2 * shape.kv_width * (quantised.num_groups if quantised.site == "input" else 1)
-        return len(tokens) * (work + pair * (len(tokens) + distinct)) + distinct * values * LOOK_UP_PRICE
+        return len(tokens) * (work + pair * (len(tokens) + distinct)) + distinct * values * READ_PRICE["fp16"]
 
     return split_by_cost(shape.num_content_tokens, weights, cost)

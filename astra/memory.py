@@ -1,20 +1,21 @@
-"""Memory of this process: how much it may still take, and that what it has freed stays at hand.
+"""Memory of this process: how much it may have, how much it may still take, and that what it has freed stays at hand.
 
-    TESTBED_MEMORY_MB --> the device's memory, less what this process has ───────────────┐
-    /proc/self/cgroup --> limits of the own group and of all above it (version 1 or 2) ──┤
-    /proc/meminfo     --> what the machine has to spare ─────────────────────────────────┴─ min ──► spare_bytes
+    TESTBED_MEMORY_MB --> the device's memory, and what this process has of it ──────────┐
+    /proc/self/cgroup --> limits of the own group and of all above it (version 1 or 2) ──┤      ┌► allowed_bytes
+    /proc/meminfo     --> what the machine has, and has to spare ────────────────────────┴─ min ─┴► spare_bytes
 
-What may be taken is what device, control groups and machine leave. The variable is for devices that cannot see the
-group that holds them, as in a network namespace of `ip netns`. Pages of files that the kernel would give up count as
-free, what this process has freed and kept does not. Where nothing can be read (not Linux), memory counts as scarce.
+What is allowed is the same in every run on a device, what is spare is not. The variable is for devices that cannot see
+the group that holds them, as in a network namespace of `ip netns`. Pages of files that the kernel would give up count
+as free, what this process has freed and kept does not. Where nothing can be read (not Linux), memory counts as scarce.
 """
 
 import ctypes
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["keep_freed_memory", "spare_bytes"]
+__all__ = ["allowed_bytes", "keep_freed_memory", "spare_bytes"]
 
 GROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
@@ -39,20 +40,31 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_THRESHOLD, _KEPT_BLOCK_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
 
 
+def allowed_bytes(proc: Path = PROC, groups: Path = GROUPS, variables: Mapping[str, str] = os.environ) -> int:
+    """Return how many bytes this process may have in all, if it had device or machine for itself."""
+    return min((room.allowed for room in _rooms(proc, groups, variables)), default=0)
+
+
 def spare_bytes(proc: Path = PROC, groups: Path = GROUPS, variables: Mapping[str, str] = os.environ) -> int:
     """Return how many bytes this process may still take before it, or another, is in want; never below 0."""
-    found = [
-        _kilobytes(proc / "meminfo", "MemAvailable"),
-        _device_bytes(proc, variables.get("TESTBED_MEMORY_MB", "")),
-        *(_group_bytes(folder) for folder in _folders(proc, groups)),
-    ]
-    return max(0, min((bytes_ for bytes_ in found if bytes_ is not None), default=0))
+    return max(0, min((room.allowed - room.used for room in _rooms(proc, groups, variables)), default=0))
 
 
-def _device_bytes(proc: Path, memory_mb: str) -> int | None:
-    """Return what is left of a device's memory, which is taken to have this one process; None if nobody said."""
-    own_bytes = _kilobytes(proc / "self" / "status", "VmRSS")
-    return None if own_bytes is None or not memory_mb.isdigit() else int(memory_mb) * MB - own_bytes
+class _Room(NamedTuple):
+    """A limit in bytes, and how much of it is taken."""
+
+    allowed: int
+    used: int
+
+
+def _rooms(proc: Path, groups: Path, variables: Mapping[str, str]) -> list[_Room]:
+    """Return all limits that hold for this process."""
+    total, free = (_kilobytes(proc / "meminfo", name) for name in ("MemTotal", "MemAvailable"))
+    found = [] if total is None or free is None else [_Room(total, total - free)]
+    own_bytes, memory_mb = _kilobytes(proc / "self" / "status", "VmRSS"), variables.get("TESTBED_MEMORY_MB", "")
+    if own_bytes is not None and memory_mb.isdigit():  # a device is taken to have this one process
+        found.append(_Room(int(memory_mb) * MB, own_bytes))
+    return found + [room for folder in _folders(proc, groups) if (room := _group_room(folder)) is not None]
 
 
 def _kilobytes(path: Path, name: str) -> int | None:
@@ -77,15 +89,15 @@ def _folders(proc: Path, groups: Path) -> Iterator[Path]:
         yield from (folder for folder in (own, *own.parents) if folder.is_dir() and folder.is_relative_to(root))
 
 
-def _group_bytes(folder: Path) -> int | None:
-    """Return what a group's limit leaves; None where it has no limit."""
+def _group_room(folder: Path) -> _Room | None:
+    """Return a group's limit; None where it has none."""
     for limit, usage, pages in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         allowed, used = _read(folder / limit).strip(), _read(folder / usage).strip()
         if allowed.isdigit() and used.isdigit():
-            return int(allowed) - int(used) + _counted(folder / "memory.stat", pages)
+            return _Room(int(allowed), int(used) - _counted(folder / "memory.stat", pages))
     return None
 
 

@@ -1,4 +1,4 @@
-"""Keys and values of remote tokens from their codes, by the way that takes this device least time.
+"""Keys and values of remote tokens from their codes, by the way that takes least time and fits in memory.
 
     legend: R remote tokens, D width, G groups, K codewords, H key/value heads, h head width, B batch,
             E keys and values side by side
@@ -17,15 +17,15 @@ bag       G > 1: [G · K, E], a token is a sum of G rows       3 MiB a group and
 project   none: codewords are put together and projected      none                         2 · R · D · E operations
 ========  ==================================================  ===========================  =======================
 
-What a bag costs grows with G, and is a matter of memory; a projection is a matter of arithmetic. Which of them is
-slower depends on the processor, so both are tried at load, on the layer with most codewords. 768 tokens of ViT-Base on
-one core of an AMD EPYC, milliseconds: a bag at G = 16 3.9 (6.9 in fp32), at G = 32 8.0 (15.7), a projection 17.
+What a bag costs grows with G, and is a matter of memory; a projection is a matter of arithmetic. 768 tokens of ViT-Base
+on one core of an AMD EPYC, milliseconds: a bag at G = 16 3.9 (6.9 in fp32), at G = 32 8.0 (15.7), a projection 17. The
+ways differ in rounding, so the choice follows from these prices and the device's memory, and not from a trial at load:
+a run that is replayed, or asked for again, goes the same way to the last digit.
 
 Source: the tables are ours.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -34,6 +34,7 @@ from torch import Tensor
 
 from astra.attention import split_heads
 from astra.codebook import GroupedCodebook
+from astra.memory import allowed_bytes, spare_bytes
 from astra.strategy_config import TableType
 
 __all__ = [
@@ -42,16 +43,16 @@ __all__ = [
     "KeyValueTable",
     "RemoteKeyValue",
     "Way",
-    "choose_ways",
     "remote_tables",
+    "table_budget",
 ]
 
 Way = Literal["look-up", "bag", "project"]
 
-TRIALS = 3
-"""How often each way is tried; the fastest counts, since everything that disturbs makes slower."""
-
-
+READ_PRICE: dict[TableType, float] = {"fp16": 10.0, "fp32": 20.0}
+"""What reading and adding a number of a table takes, in multiplications of a packed product: 0.2 or 0.4 and 0.02 ns."""
+BUDGET_SHARE = 0.3
+"""Of a device's memory for tables; where that is more than half of what is spare, that half."""
 LARGEST_FP16 = 65504.0
 
 
@@ -141,44 +142,22 @@ def remote_tables(
 
     Tables take at most `budget_bytes` in all; where nothing is remote there are none.
     """
-    codebook, block = max(codebooks, key=lambda each: each.num_codewords), blocks[0]
+    codebook, weight_ED = max(codebooks, key=lambda each: each.num_codewords), blocks[0].key_value_weight
     bytes_of_value = 2 if tables == "fp16" and codebook.num_groups > 1 else 4
-    table_bytes = codebook.num_groups * codebook.num_codewords * block.key_value_weight.shape[0] * bytes_of_value
-
-    def bag_is_faster() -> bool:
-        bag, projection = (KeyValueTable(codebook, block, way, tables) for way in ("bag", "project"))
-        codes_1RG = torch.randint(codebook.num_codewords, (1, num_remote, codebook.num_groups))
-        return _least_s(bag, codes_1RG) < _least_s(projection, codes_1RG)
-
-    if not num_remote:
-        budget_bytes = 0
-    ways = choose_ways(len(blocks), codebook.num_groups, table_bytes, budget_bytes, bag_is_faster=bag_is_faster)
-    return [KeyValueTable(*each, tables) for each in zip(codebooks, blocks, ways, strict=True)]
-
-
-def choose_ways(
-    num_layers: int, num_groups: int, table_bytes: int, budget_bytes: int, *, bag_is_faster: Callable[[], bool]
-) -> list[Way]:
-    """Return every layer's way: tables, where they are faster, for as many layers as there is memory for. Pure.
-
-    `bag_is_faster` is only asked where there can be a bag.
-    """
-    table: Way = "look-up" if num_groups == 1 else "bag"
-    num_tables = min(num_layers, budget_bytes // table_bytes)
-    if num_tables and table == "bag" and not bag_is_faster():
+    table_bytes = codebook.num_groups * codebook.num_codewords * weight_ED.shape[0] * bytes_of_value
+    num_tables = min(len(blocks), budget_bytes // table_bytes)
+    if not num_remote or codebook.num_groups * READ_PRICE[tables] >= weight_ED.shape[1]:
         num_tables = 0
-    return [table if layer < num_tables else "project" for layer in range(num_layers)]
+    table: Way = "look-up" if codebook.num_groups == 1 else "bag"
+    return [
+        KeyValueTable(codebook, block, table if layer < num_tables else "project", tables)
+        for layer, (codebook, block) in enumerate(zip(codebooks, blocks, strict=True))
+    ]
 
 
-@torch.inference_mode()
-def _least_s(table: KeyValueTable, codes_1RG: Tensor) -> float:
-    """Return the processor time of one call: what others do on the processor, or a CPU quota, does not count."""
-    times_s = []
-    for _ in range(TRIALS):
-        began_s = time.process_time()
-        table.remote_key_value(codes_1RG)
-        times_s.append(time.process_time() - began_s)
-    return min(times_s)
+def table_budget() -> int:
+    """Return how many bytes tables may take on this device."""
+    return min(int(BUDGET_SHARE * allowed_bytes()), spare_bytes() // 2)
 
 
 def _largest_sum(table_NE: Tensor, num_groups: int) -> float:

@@ -12,8 +12,8 @@ LIKELY_CODES = 1 / 3
 """The part of a codebook that one input's codes seem drawn from. With 1,024 codewords, 768 tokens of a photograph have
 some 300 different codes (docs/results/performance.md)."""
 
-TABLE_BYTES = 800_000_000
-"""What tables may take of a device of 3 GB, on which half of what is left is for them."""
+TABLE_BYTES = 900_000_000
+"""What tables may take of a device of 3 GB (`remote_tables.table_budget`)."""
 
 
 def expected_codes(num_codewords: int, num_tokens: int) -> int:
@@ -25,6 +25,6 @@ def expected_codes(num_codewords: int, num_tokens: int) -> int:
 def expected_tables(num_layers: int, table_bytes: float) -> float:
     """Return the share of the layers that have tables.
 
-    Devices try whether tables are faster than projections; here they are taken to be.
+    Tables are taken to be faster than projections, as they are but for the narrowest of tokens.
     """
     return min(1.0, TABLE_BYTES // table_bytes / num_layers)

@@ -44,7 +44,6 @@ from astra.config import AstraConfig
 from astra.dealing import split_tokens
 from astra.errors import ConfigError
 from astra.exchange import open_exchange, plan_rows, plan_to_first
-from astra.memory import spare_bytes
 from astra.models import Block, ModelAdapter, ModelShape
 from astra.nesting import sent_codebooks
 from astra.planning.coded_layer import coded_layer, table_width
@@ -52,7 +51,7 @@ from astra.planning.forecast import BYTES_OF_FP32
 from astra.planning.schedule import Compute, Repeat, Schedule, Send, Step, Wait, answered, per_rank
 from astra.planning.tables import expected_tables
 from astra.planning.work import LayerWork, alone
-from astra.remote_tables import KeyValueCodewords, RemoteKeyValue, remote_tables
+from astra.remote_tables import KeyValueCodewords, RemoteKeyValue, remote_tables, table_budget
 from astra.rows import CodeRows, LayeredCodeRows, RowCodec, Rows, ValueRows
 from astra.slices import answer_rank, bring_answer, plan_answer
 from astra.strategies.protocol import RankContext, Request
@@ -160,10 +159,10 @@ class AstraStrategy:
         return codes + plan_to_first(config.transport, _class_rows(shape), shape.width, len(ranges))
 
     def _make_tables(self, model: ModelAdapter, num_remote: int) -> Sequence[RemoteKeyValue]:
-        """Return every layer's way from codes to keys and values; tables take half of the memory that is left."""
+        """Return every layer's way from codes to keys and values."""
         if self._config.site == "kv":
             return [KeyValueCodewords(codebook, model.shape.num_kv_heads) for codebook in self._codebooks]
-        tables, budget_bytes = self._config.tables, spare_bytes() // 2
+        tables, budget_bytes = self._config.tables, table_budget()
         return remote_tables(self._codebooks, model.blocks, num_remote, tables=tables, budget_bytes=budget_bytes)
 
     @staticmethod

@@ -11,15 +11,6 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"  # read when torch and numpy are imported, which is later
 
 
-@pytest.fixture
-def tables_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let keys and values of several groups come from tables: which way is faster here and now is a matter of chance.
-
-    For tests that compare two runs bit by bit, since the ways differ by rounding.
-    """
-    monkeypatch.setattr("astra.remote_tables._least_s", lambda table, _: 0.0 if table.way == "bag" else 1.0)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what trains, so that no core is left alone with it in the end."""
     items.sort(key=lambda item: item.get_closest_marker("training") is None)

@@ -31,8 +31,6 @@ from astra.strategy_config import bits_text
 from astra.traffic import bytes_of
 from astra.transport_config import DatagramConfig
 
-pytestmark = pytest.mark.usefixtures("tables_are_faster")
-
 SHAPE = planned_shape(CONFIGS["vit"])
 ASTRA = AstraConfig(num_groups=16)
 MOST, LEAST = 10, 6

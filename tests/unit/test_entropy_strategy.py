@@ -32,8 +32,6 @@ from astra.traffic import bytes_of, bytes_of_most
 from astra.transport_config import DatagramConfig
 
 pytest.importorskip("constriction")
-pytestmark = pytest.mark.usefixtures("tables_are_faster")
-
 GROUPS, CODEWORDS = 4, 16
 WEIGHTS = [3.0, 2.0, 2.0]
 LOSSY = DatagramConfig(deadline_ms=60)

@@ -7,7 +7,7 @@ from torch import Tensor
 from astra import remote_tables
 from astra.attention import split_heads
 from astra.codebook import GroupedCodebook
-from astra.remote_tables import KeyValueTable, Way, choose_ways
+from astra.remote_tables import KeyValueTable, Way
 from astra.strategy_config import TableType
 
 WIDTH, NUM_CODEWORDS, NUM_HEADS = 24, 16, 3
@@ -69,35 +69,46 @@ def test_numbers_that_fp16_cannot_hold_stay_as_they_are() -> None:
     assert all(torch.equal(wanted, got) for wanted, got in zip(exact, other, strict=True))
 
 
-def never() -> bool:
-    raise AssertionError("a bag was tried where there can be none")
+def ways_of(num_groups: int, budget_bytes: int, tables: TableType = "fp32") -> list[Way]:
+    """Return the ways of three layers."""
+    codebooks, blocks = [random_codebook(num_groups) for _ in range(3)], [Projection() for _ in range(3)]
+    made = remote_tables.remote_tables(codebooks, blocks, num_remote=9, tables=tables, budget_bytes=budget_bytes)
+    return [table.way for table in made]
 
 
 @pytest.mark.parametrize(
-    ("num_groups", "budget_bytes", "bag_is_faster", "ways"),
+    ("num_groups", "tables", "budget_bytes", "ways"),
     [
-        (1, 100, never, ["look-up"] * 3),
-        (1, 29, never, ["look-up", "look-up", "project"]),
-        (4, 100, lambda: True, ["bag"] * 3),
-        (4, 10, lambda: True, ["bag", "project", "project"]),
-        (4, 100, lambda: False, ["project"] * 3),
-        (4, 9, never, ["project"] * 3),
+        (1, "fp32", 3 * TABLE_BYTES, ["look-up"] * 3),
+        (1, "fp16", 3 * TABLE_BYTES - 1, ["look-up", "look-up", "project"]),
+        (4, "fp32", 3 * 4 * TABLE_BYTES, ["bag"] * 3),
+        (4, "fp16", 3 * 2 * TABLE_BYTES, ["bag"] * 3),
+        (4, "fp32", 2 * 4 * TABLE_BYTES - 1, ["bag", "project", "project"]),
+        (4, "fp32", 0, ["project"] * 3),
     ],
 )
-def test_tables_are_made_where_they_are_faster_and_fit(
-    num_groups: int, budget_bytes: int, bag_is_faster: "object", ways: list[Way]
+def test_tables_are_made_for_as_many_layers_as_fit(
+    num_groups: int, tables: TableType, budget_bytes: int, ways: list[Way], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert choose_ways(3, num_groups, 10, budget_bytes, bag_is_faster=bag_is_faster) == ways  # type: ignore[arg-type]
+    monkeypatch.setattr(remote_tables, "READ_PRICE", {"fp16": 1.0, "fp32": 2.0})  # tokens here are narrow
+    assert ways_of(num_groups, budget_bytes, tables) == ways
 
 
-@pytest.mark.parametrize(("slower", "chosen"), [("bag", "project"), ("project", "bag")])
-def test_the_way_that_takes_less_time_here_is_chosen(slower: Way, chosen: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_tables, "_least_s", lambda table, _: 2.0 if table.way == slower else 1.0)
-    codebooks, blocks = [random_codebook(4), random_codebook(4)], [Projection(), Projection()]
-    tables = remote_tables.remote_tables(
-        codebooks, blocks, num_remote=9, tables="fp32", budget_bytes=2 * 4 * TABLE_BYTES
-    )
-    assert [table.way for table in tables] == [chosen, chosen]
+def test_tokens_so_narrow_that_projecting_costs_less_are_projected() -> None:
+    """24 multiplications a number against 4 numbers of a table at the price of 10 each."""
+    assert ways_of(4, 1 << 30, "fp16") == ["project"] * 3
+    assert ways_of(2, 1 << 30, "fp16") == ["bag"] * 3
+    assert ways_of(2, 1 << 30, "fp32") == ["project"] * 3
+
+
+def test_budget_is_a_share_of_the_device_but_never_more_than_half_of_what_is_spare(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote_tables, "allowed_bytes", lambda: 1000)
+    monkeypatch.setattr(remote_tables, "spare_bytes", lambda: 800)
+    assert remote_tables.table_budget() == 300
+    monkeypatch.setattr(remote_tables, "spare_bytes", lambda: 400)
+    assert remote_tables.table_budget() == 200
 
 
 def test_nothing_is_tabled_where_nothing_is_remote() -> None:
@@ -105,16 +116,3 @@ def test_nothing_is_tabled_where_nothing_is_remote() -> None:
         [random_codebook(1)], [Projection()], num_remote=0, tables="fp16", budget_bytes=1 << 30
     )
     assert [table.way for table in tables] == ["project"]
-
-
-def test_both_ways_are_really_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[tuple[Way, torch.Size]] = []
-    asked = KeyValueTable.remote_key_value
-
-    def noted(table: KeyValueTable, codes_BRG: Tensor) -> tuple[Tensor, Tensor]:
-        tried.append((table.way, codes_BRG.shape))
-        return asked(table, codes_BRG)
-
-    monkeypatch.setattr(KeyValueTable, "remote_key_value", noted)
-    remote_tables.remote_tables([random_codebook(4)], [Projection()], num_remote=9, tables="fp32", budget_bytes=1 << 30)
-    assert set(tried) == {("bag", (1, 9, 4)), ("project", (1, 9, 4))}

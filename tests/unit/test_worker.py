@@ -55,7 +55,7 @@ def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def codebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables_are_faster: None) -> None:
+def codebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put drawn codewords where fitted ones would be: these tests are about the loop, not about accuracy."""
     monkeypatch.setenv("ASTRA_CACHE", str(tmp_path / "cache"))
     preset, generator = MODEL.preset, torch.Generator().manual_seed(1)

@@ -29,7 +29,6 @@ def digests(out: Path) -> tuple[list[object], list[object]]:
     return [row["answer_digest"] for row in rows["requests"]], [row["codes_digest"] for row in rows["ranks"]]
 
 
-@pytest.mark.usefixtures("tables_are_faster")
 def test_digests_are_those_of_answers_and_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("astra.rank.SETTLE_S", 0.0)
     monkeypatch.setenv("ASTRA_CACHE", str(tmp_path / "cache"))
