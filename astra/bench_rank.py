@@ -38,8 +38,9 @@ from astra.counts import DatagramCounts, LinkTotals, RankCounts
 from astra.errors import RecallError
 from astra.flops import counted_flops
 from astra.jobs import Job
+from astra.joining import World
 from astra.measure import Answer, StrategyResult, label, rank_rows, request_row, summary_row
-from astra.rank import Rank, World, quiet_collector
+from astra.rank import Rank, quiet_collector
 from astra.reporting import Links, Reporter
 from astra.slices import answer_rank
 from astra.starting import StartWord

@@ -39,8 +39,9 @@ from astra.generation_faults import generation_faults
 from astra.generation_measure import Continuation, GenerationResult, Phase, continuation_row, generation_row
 from astra.generator import Generator, plan_decode
 from astra.jobs import Job
+from astra.joining import Connect, Loaded, World, connect_zeromq, connected, controlled, load
 from astra.measure import label
-from astra.rank import Connect, Loaded, Rank, World, connect_zeromq, connected, controlled, load, quiet_collector
+from astra.rank import Rank, quiet_collector
 from astra.reporting import Links, Reporter
 from astra.sampling import Sampler
 from astra.strategies import Request

@@ -15,8 +15,8 @@ from astra.control import Control, Position
 from astra.control.opening import OpenControl, open_control
 from astra.environment import Environment
 from astra.errors import RecallError, TransportError
+from astra.joining import Connect, Loaded, connect_zeromq, controlled, join, load
 from astra.measure import StrategyResult
-from astra.rank import Connect, Loaded, connect_zeromq, controlled, join, load
 from astra.reporting import Reporter
 
 __all__ = ["run_rank"]

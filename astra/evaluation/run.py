@@ -29,9 +29,9 @@ from astra.evaluation.results import Outcome
 from astra.fit import Need, fit_missing, needs_of
 from astra.greeting import Greeting, exchange
 from astra.jobs import Job, lay_out
+from astra.joining import Connect, connect_zeromq, with_keys
 from astra.measure import label
 from astra.models import ModelAdapter, load_model
-from astra.rank import Connect, connect_zeromq, with_keys
 from astra.strategies import RankContext
 from astra.strategy_config import SingleConfig, uses_datagrams
 from astra.timeline import Timeline

@@ -18,8 +18,8 @@ from transport_worlds import connect_zeromq, free_port, in_threads
 
 from astra.environment import Environment
 from astra.errors import PeerTimeoutError, TransportError
+from astra.joining import with_keys
 from astra.overhead import bytes_on_links
-from astra.rank import with_keys
 from astra.traffic import PlannedMessage
 from astra.transport import Tag, framed_size, zeromq
 from astra.transport.curve import Gate

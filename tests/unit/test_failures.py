@@ -155,7 +155,7 @@ def test_cut_off_rank_is_left_out_although_it_reports(tmp_path: Path) -> None:
 def test_member_that_cannot_be_reached_any_more_is_left_out_of_the_next_meeting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("astra.rank.MEETING_S", 1.0)
+    monkeypatch.setattr("astra.joining.MEETING_S", 1.0)
     fate = Fate(1, at(1, "means"), kill)
     outcome = run(bench("replan"), tmp_path, 4, fate, unreachable=lambda rank, meeting: rank == 3 and meeting == 3)
     check_survivors(outcome, 4, 1)

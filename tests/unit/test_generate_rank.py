@@ -11,7 +11,7 @@ from torch import Tensor
 from transport_worlds import free_port
 from worker_worlds import WORDS, Notebook, World, served
 
-from astra import rank
+from astra import joining
 from astra.config import BenchConfig, InputConfig
 from astra.errors import ConfigError, PeerTimeoutError
 from astra.generate import _Tally, run_generation
@@ -163,7 +163,7 @@ def test_generate_goes_on_with_what_has_been_loaded(tmp_path: Path, monkeypatch:
     """As between the cells of a sweep: each rank is asked for the same once more."""
     asked: dict[int, int] = {}
     loaded: list[Any] = []
-    load_model = rank.load_model
+    load_model = joining.load_model
 
     all_have_ended = threading.Barrier(2)
 
@@ -177,7 +177,7 @@ def test_generate_goes_on_with_what_has_been_loaded(tmp_path: Path, monkeypatch:
         return load_model(config)
 
     monkeypatch.setattr(Notebook, "again", again)
-    monkeypatch.setattr(rank, "load_model", load_and_count)
+    monkeypatch.setattr(joining, "load_model", load_and_count)
     world = served(config([{"name": "single"}, {"name": "sequence"}]), tmp_path, port=free_port())
     assert list(asked.values()) == [2, 2]
     assert len(loaded) == 2, "once on each rank"

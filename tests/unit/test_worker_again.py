@@ -9,7 +9,7 @@ import pytest
 from transport_worlds import free_port
 from worker_worlds import Notebook, served
 
-from astra import rank
+from astra import joining, rank
 from astra.config import BenchConfig, ModelConfig, SequenceConfig, SingleConfig
 
 TIMES = 2
@@ -18,7 +18,7 @@ TIMES = 2
 def test_benchmark_is_served_again_with_what_has_been_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[int, int] = {}
     loaded: list[Any] = []
-    load_model = rank.load_model
+    load_model = joining.load_model
 
     all_have_ended = threading.Barrier(2)
 
@@ -32,7 +32,7 @@ def test_benchmark_is_served_again_with_what_has_been_loaded(tmp_path: Path, mon
         return load_model(config)
 
     monkeypatch.setattr(Notebook, "again", again)
-    monkeypatch.setattr(rank, "load_model", load_and_count)
+    monkeypatch.setattr(joining, "load_model", load_and_count)
     monkeypatch.setattr(rank, "SETTLE_S", 0.0)
     config = BenchConfig(
         model=ModelConfig(size="tiny", image_size=64),

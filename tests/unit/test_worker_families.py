@@ -43,7 +43,7 @@ def test_worker_serves_texts(family: str, placement: str, tmp_path: Path) -> Non
     assert sum(result.predicted_bytes for result in world.results) * config.requests == sent
     placed = [payload for _, tag, payload in world.recorders[0].sent if tag.phase == "input"]
     assert bool(placed) == (placement == "terminal")
-    assert {len(payload) for payload in placed} <= {14}, "12 ids of 9 bits"
+    assert {len(payload) for payload in placed} <= {14, 15}, "12 or 13 ids of 9 bits"
 
 
 def test_worker_deals_work_by_cpus(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_worker_says_on_every_rank_that_cpus_do_not_fit(tmp_path: Path) -> None:
 
 def test_worker_finds_out_that_ranks_hold_different_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = iter(np.arange(2 * 37 * 2).reshape(2, 2, 37))
-    monkeypatch.setattr("astra.rank.load_inputs", lambda *arguments: next(texts))
+    monkeypatch.setattr("astra.joining.load_inputs", lambda *arguments: next(texts))
     world = serve(bench("gpt2", strategies=(SingleConfig(),)), tmp_path)
     for rank in (0, 1):
         assert isinstance(world.errors[rank], ConfigError)
@@ -72,6 +72,6 @@ def test_worker_finds_out_that_ranks_hold_different_texts(tmp_path: Path, monkey
 
 
 def test_worker_refuses_ids_beyond_the_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("astra.rank.load_inputs", lambda *arguments: np.full((2, 37), 512))
+    monkeypatch.setattr("astra.joining.load_inputs", lambda *arguments: np.full((2, 37), 512))
     world = serve(bench("gpt2", strategies=(SingleConfig(),)), tmp_path)
     assert "token ids must be below the model's vocabulary, 512, got 512" in str(world.errors[0])
