@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from astra.models import ModelShape
 from astra.partition import split, split_by_cost
-from astra.planning.tables import expected_codes
+from astra.planning.tables import expected_keys
 from astra.remote_tables import READ_PRICE
 from astra.strategy_config import QuantisedSection
 
@@ -39,9 +39,7 @@ def split_tokens(
             return len(tokens) * (work + pair * keys)
         if tokens.stop < shape.num_content_tokens:  # nobody looks at the last rank's
             work += quantised.num_codewords * quantised.quantised_width(shape.width, shape.kv_width)
-        distinct = tokens.start
-        if quantised.num_groups == 1 and shape.family != "llama":  # equal codes are one key, unless positions turn it
-            distinct = expected_codes(quantised.num_codewords, tokens.start)
+        distinct = expected_keys(shape, quantised.num_groups, quantised.num_codewords, tokens.start)
         values = 2 * shape.kv_width * (quantised.num_groups if quantised.site == "input" else 1)
         return len(tokens) * (work + pair * (len(tokens) + distinct)) + distinct * values * READ_PRICE["fp16"]
 

@@ -45,6 +45,7 @@ __all__ = [
     "Way",
     "remote_tables",
     "table_budget",
+    "value_bytes",
 ]
 
 Way = Literal["look-up", "bag", "project"]
@@ -143,8 +144,8 @@ def remote_tables(
     Tables take at most `budget_bytes` in all; where nothing is remote there are none.
     """
     codebook, weight_ED = max(codebooks, key=lambda each: each.num_codewords), blocks[0].key_value_weight
-    bytes_of_value = 2 if tables == "fp16" and codebook.num_groups > 1 else 4
-    table_bytes = codebook.num_groups * codebook.num_codewords * weight_ED.shape[0] * bytes_of_value
+    num_values = codebook.num_groups * codebook.num_codewords * weight_ED.shape[0]
+    table_bytes = num_values * value_bytes(tables, codebook.num_groups)
     num_tables = min(len(blocks), budget_bytes // table_bytes)
     if not num_remote or codebook.num_groups * READ_PRICE[tables] >= weight_ED.shape[1]:
         num_tables = 0
@@ -153,6 +154,11 @@ def remote_tables(
         KeyValueTable(codebook, block, table if layer < num_tables else "project", tables)
         for layer, (codebook, block) in enumerate(zip(codebooks, blocks, strict=True))
     ]
+
+
+def value_bytes(tables: TableType, num_groups: int) -> int:
+    """Return the bytes of a number of a table; that of one group, which is small, is always in fp32."""
+    return 2 if tables == "fp16" and num_groups > 1 else 4
 
 
 def table_budget() -> int:

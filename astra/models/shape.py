@@ -61,6 +61,11 @@ class ModelShape:
         return matrices * self.width * self.mlp_width
 
     @property
+    def turns_keys(self) -> bool:
+        """Whether positions turn keys, so that those of equal rows differ (see `Block.turns_keys`)."""
+        return self.family == "llama"
+
+    @property
     def layer_weights(self) -> int:
         """Weights of one layer's matrices: multiplications with additions that a token takes, attention left out."""
         return 2 * self.query_weights + self.key_value_weights + self.mlp_weights

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from astra.models import ModelShape
 from astra.planning.schedule import Step, Wait, per_rank, rows_seen, rows_shown, show_rows
-from astra.planning.tables import expected_codes
+from astra.planning.tables import expected_keys
 from astra.planning.work import NOTHING, LayerWork, Work
+from astra.remote_tables import value_bytes
 from astra.rows import CodeRows
 from astra.strategy_config import AstraConfig
 
@@ -17,8 +18,7 @@ __all__ = ["coded_layer", "table_width"]
 
 def table_width(config: AstraConfig) -> float:
     """Return how many fp32 rows a codeword of every group takes in a table: half as many in half precision."""
-    is_half = config.tables == "fp16" and config.num_groups > 1
-    return config.num_groups / 2 if is_half else config.num_groups
+    return config.num_groups * value_bytes(config.tables, config.num_groups) / value_bytes("fp32", config.num_groups)
 
 
 def coded_layer(
@@ -27,7 +27,6 @@ def coded_layer(
     """Return the steps of a layer whose codes have so many bits; the share `tables` of such layers has tables."""
     parts, classes, causal, num_codewords = LayerWork(shape), shape.num_class_tokens, shape.causal, 1 << bits
     width = config.quantised_width(shape.width, shape.kv_width)
-    is_counted = config.num_groups == 1 and shape.family != "llama"
 
     def encode(own: int, shown: int) -> Work:
         projected = parts.key_value(own + classes) if config.site == "kv" else NOTHING
@@ -38,7 +37,7 @@ def coded_layer(
         return projected + parts.query(own + classes)
 
     def look(own: int, remote: int) -> Work:
-        distinct = expected_codes(num_codewords, remote) if is_counted else remote
+        distinct = expected_keys(shape, config.num_groups, num_codewords, remote)
         rows = own + classes
         keys = parts.look_up(distinct, table_width(config) if config.site == "input" else 1) * tables
         if config.site == "input":

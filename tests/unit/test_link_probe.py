@@ -1,15 +1,16 @@
 """Links measured from within: every pair once, rates and round trips that a transport double has."""
 
+import math
 import time
-from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
+from worker_worlds import Recorder
 
 from astra.collectives import Collectives
 from astra.link_probe import Measured, measure_links, pairs_in_turn
-from astra.transport import Tag, Traffic, Transport, Watch, framed_size, inproc
+from astra.transport import Tag, framed_size, inproc
 
 TIMEOUT_S = 30.0
 SLEEPS = 0.35
@@ -17,41 +18,15 @@ SLEEPS = 0.35
 
 
 @dataclass
-class Slow:
+class Slow(Recorder):
     """A transport on which each message takes as long as its bytes would on a link of this rate."""
 
-    inner: Transport
-    rate_bps: float
-
-    @property
-    def rank(self) -> int:
-        return self.inner.rank
-
-    @property
-    def world_size(self) -> int:
-        return self.inner.world_size
-
-    @property
-    def traffic(self) -> Traffic:
-        return self.inner.traffic
-
-    @property
-    def watch(self) -> Watch:
-        return self.inner.watch
-
-    def send(self, peer: int, tag: Tag, payload: bytes | bytearray | memoryview) -> None:
-        self.inner.send(peer, tag, payload)
+    rate_bps: float = math.inf
 
     def receive(self, peer: int, tag: Tag, timeout_s: float) -> memoryview:
-        payload = self.inner.receive(peer, tag, timeout_s)
+        payload = super().receive(peer, tag, timeout_s)
         time.sleep(8 * framed_size(len(payload)) / self.rate_bps)
         return payload
-
-    def receive_any(self, peers: Collection[int], tag: Tag, timeout_s: float) -> tuple[int, memoryview]:
-        return self.inner.receive_any(peers, tag, timeout_s)
-
-    def close(self, abort: bool = False) -> None:
-        self.inner.close(abort)
 
 
 @pytest.mark.parametrize("world_size", range(1, 10))
@@ -63,7 +38,7 @@ def test_all_pairs_meet_once_and_nobody_twice_at_a_time(world_size: int) -> None
 
 
 def measured(world_size: int, rate_bps: float, turns: int = 7) -> Measured:
-    transports = [Slow(pipe, rate_bps) for pipe in inproc.connect(world_size)]
+    transports = [Slow(pipe, rate_bps=rate_bps) for pipe in inproc.connect(world_size)]
     with ThreadPoolExecutor(world_size) as pool:
         found = list(pool.map(lambda each: measure_links(Collectives(each, TIMEOUT_S), turns), transports))
     assert all(not each for each in found[1:])
