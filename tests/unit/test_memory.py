@@ -126,5 +126,5 @@ def test_freed_blocks_are_there_again_without_page_faults() -> None:
 
     kept, usual = faults("kept"), faults("not kept")
     if kept is None or usual is None:
-        pytest.skip("this C library is not glibc")
+        pytest.skip("missing: glibc as the C library")
     assert LESS * kept < usual

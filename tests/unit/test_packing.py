@@ -17,7 +17,7 @@ from astra.models.packing import pack, packed_linear
 ROUNDING = 1e-5  # fp32 sums in another order
 ROOM = 1 << 40
 
-needs_packing = pytest.mark.skipif(pack(torch.ones(2, 2)) is None, reason="torch's oneDNN operators are not here")
+needs_packing = pytest.mark.skipif(pack(torch.ones(2, 2)) is None, reason="missing: oneDNN operators in this torch")
 
 
 @pytest.fixture(params=FAMILIES)
