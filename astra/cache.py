@@ -2,7 +2,7 @@
 
     legend: B batch, J key/value heads, S keys, d head width
 
-        prefill:  strategy ──keep(layer, k, v)──► [ prompt | room for new tokens ]
+        prefill:  strategy ──keep(layer, keys)──► [ prompt | room for new tokens ]
         decode:   layer, k, v of one token ──extend──► the next row
 
 What is kept is what the strategy attended to: exact or quantised keys, means with their bias, some heads or all. Knows
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from astra.partial_attention import Part, attend_part
+from astra.partial_attention import KeyValues, Part, attend_part
 
 __all__ = ["KeyValueCache"]
 
@@ -38,19 +38,22 @@ class KeyValueCache:
         self._new_tokens = new_tokens
         self._layers: dict[int, _Layer] = {}
 
-    def keep(self, layer: int, k_BJSd: Tensor, v_BJSd: Tensor, key_bias_S: Tensor | None = None) -> None:
-        """Replace what the layer holds by a prompt's keys and values; they are copied."""
-        length = k_BJSd.shape[2]
+    def keep(self, layer: int, *parts: KeyValues) -> None:
+        """Replace what the layer holds by a prompt's keys and values; they are copied, one part behind the other."""
+        length, (k_BJSd, v_BJSd, _) = sum(part.k_BJSd.shape[2] for part in parts), parts[0]
+        size = torch.Size((*k_BJSd.shape[:2], length + self._new_tokens, k_BJSd.shape[3]))
         held = self._layers.get(layer)
-        if held is None or held.k.shape[2] != length + self._new_tokens or held.k.shape[:2] != k_BJSd.shape[:2]:
-            size = (*k_BJSd.shape[:2], length + self._new_tokens, k_BJSd.shape[3])
+        if held is None or held.k.shape != size:
             held = self._layers[layer] = _Layer(k_BJSd.new_empty(size), v_BJSd.new_empty(size), length)
-        held.k[:, :, :length] = k_BJSd
-        held.v[:, :, :length] = v_BJSd
         held.length = length
-        held.bias_S = None
-        if key_bias_S is not None:
-            held.bias_S = torch.cat((key_bias_S, key_bias_S.new_zeros(self._new_tokens)))
+        held.bias_S = None if all(part.bias_S is None for part in parts) else k_BJSd.new_zeros(size[2])
+        start = 0
+        for part in parts:
+            rows = slice(start, start := start + part.k_BJSd.shape[2])
+            held.k[:, :, rows] = part.k_BJSd
+            held.v[:, :, rows] = part.v_BJSd
+            if held.bias_S is not None and part.bias_S is not None:
+                held.bias_S[rows] = part.bias_S
 
     def extend(self, layer: int, k_BJ1d: Tensor, v_BJ1d: Tensor) -> None:
         """Add a token's keys and values to those of the layer."""
@@ -64,4 +67,4 @@ class KeyValueCache:
         """Let one token's query see everything that the layer holds."""
         held = self._layers[layer]
         bias_S = None if held.bias_S is None else held.bias_S[: held.length]
-        return attend_part(q_BH1d, held.k[:, :, : held.length], held.v[:, :, : held.length], bias_S)
+        return attend_part(q_BH1d, KeyValues(held.k[:, :, : held.length], held.v[:, :, : held.length], bias_S))

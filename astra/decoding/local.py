@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from astra.attention import merge_heads
 from astra.cache import KeyValueCache
 from astra.decoding.protocol import Step, embed_token
 from astra.models import ModelShape
@@ -42,7 +43,7 @@ class FirstRankDecoder:
                 q_BH1d = block.query(u_B1D, position)
                 self._cache.extend(layer, *block.key_value(u_B1D, position))
             with span("attention", layer):
-                context_B1D = self._cache.attend(layer, q_BH1d).context.flatten(1)[:, None]
+                context_B1D = merge_heads(self._cache.attend(layer, q_BH1d).context_BHTd)
             with span("rest", layer):
                 x_B1D = block.finish(x_B1D, context_B1D)
         with span("head"):

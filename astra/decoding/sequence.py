@@ -67,9 +67,9 @@ class SequenceDecoder:
                 payloads = self._collectives.gather(Tag(step.index, layer, "part"), b"", root=self._last)
             with span("attention", layer):
                 assert payloads is not None, "this is the rank that gathers"
-                context_BHd = merge_parts([own, *(self._unpack(payload) for payload in payloads.values())])
+                context_B1D = merge_parts([own, *(self._unpack(payload) for payload in payloads.values())])
             with span("rest", layer):
-                x_B1D = block.finish(x_B1D, context_BHd.flatten(1)[:, None])
+                x_B1D = block.finish(x_B1D, context_B1D)
         with span("head"):
             return model.head(x_B1D[:, 0])
 
@@ -111,7 +111,7 @@ class SequenceDecoder:
             q_Hd = decode(payload, self._wire, shape.num_heads, shape.head_width)
             part = self._cache.attend(layer, q_Hd[None, :, None])
         with span("send", layer):
-            packed = encode(part.context[0], self._wire) + encode(part.log_sum, "fp32")
+            packed = encode(part.context_BHTd[0, :, 0], self._wire) + encode(part.log_sum_BHT[:, :, 0], "fp32")
             self._collectives.gather(Tag(index, layer, "part"), packed, root=self._last)
 
     def _unpack(self, payload: memoryview) -> Part:
@@ -119,4 +119,5 @@ class SequenceDecoder:
         num_heads, width = self._model.shape.num_heads, self._model.shape.head_width
         split = encoded_size(self._wire, num_heads, width)
         context_Hd = decode(payload[:split], self._wire, num_heads, width)
-        return Part(context_Hd[None], decode(payload[split:], "fp32", 1, num_heads))
+        log_sum_1H = decode(payload[split:], "fp32", 1, num_heads)
+        return Part(context_Hd[None, :, None], log_sum_1H[..., None])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from astra.attention import merge_heads
 from astra.cache import KeyValueCache
 from astra.decoding.protocol import Step, embed_token
 from astra.models import ModelShape
@@ -49,7 +50,7 @@ class TensorDecoder:
                 q_BH1d = shard.query(u_B1D, position)
                 self._cache.extend(layer, *shard.key_value(u_B1D, position))
             with span("attention", layer):
-                context_B1E = self._cache.attend(layer, q_BH1d).context.flatten(1)[:, None]
+                context_B1E = merge_heads(self._cache.attend(layer, q_BH1d).context_BHTd)
             tag = Tag(step.index, layer, "attention")
             x_B1D = finish_layer(block, shard, x_B1D, context_B1E, add_up=self._sum, timeline=timeline, tag=tag)
         if self._rank != 0:

@@ -1,6 +1,7 @@
 """What ASTRA's ranks do in one layer, in which order, for predictions. Pure.
 
-encode ──► codes to whoever looks at them ──► project while they are in flight ──► look up, attend, finish
+encode ──► codes to whoever looks at them ──► project, attend to own keys while they are in flight ──►
+look up, attend to them, finish
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def coded_layer(
 
     def project(own: int) -> Work:
         projected = parts.key_value(own + classes) if config.site == "input" else NOTHING
-        return projected + parts.query(own + classes)
+        return projected + parts.query(own + classes) + parts.attend(own + classes, own + classes)
 
     def look(own: int, remote: int) -> Work:
         distinct = expected_keys(shape, config.num_groups, num_codewords, remote)
@@ -42,7 +43,7 @@ def coded_layer(
         keys = parts.look_up(distinct, table_width(config) if config.site == "input" else 1) * tables
         if config.site == "input":
             keys += (parts.look_up(distinct) + parts.key_value(distinct)) * (1 - tables)
-        return keys + parts.attend(rows, distinct + rows) + parts.finish(rows)
+        return keys + parts.attend(rows, distinct) + parts.finish(rows)
 
     return (
         per_rank(encode, content, rows_shown(content, causal=causal)),

@@ -128,7 +128,7 @@ class LayerWork:
 
     def attend(self, queries: int, keys: int, share: float = 1.0) -> Work:
         """Attend over keys, which are first put in order."""
-        if not queries:
+        if not queries or not keys:
             return NOTHING
         width = share * self.shape.num_heads * self.shape.head_width
         values = share * 2 * keys * self.shape.kv_width

@@ -6,9 +6,9 @@ norm's output, is quantised, so that K̂ and V̂ are affine in the codewords and
 layer" is read as: after the last block, before the final norm; all copies count the same.
 
     rank r, layer l:   u ──encode──► codes ──► peers that look at r's tokens: all, or the later ones if causal
-                       u ──► q, k, v of own tokens (while codes are in flight)
-                       peers' codes ──count, table──► k̂, v̂ ──rotate to own positions──► attend over
-                                                         [remote quantised | own class copy, own exact]
+                       u ──► q, k, v of own class copy and own tokens ──► attend over these (while codes are in flight)
+                       peers' codes ──count, table──► k̂, v̂ ──rotate to their positions──► attend over these
+                       both contexts ──merge by the sums of their scores──► the same as attention over all of them
 
 `site: kv` (the paper's variant for Llama) quantises keys, before RoPE, and values instead of U. Both lie side by side
 in one vector that is cut into G groups, so that a code costs the same number of bits at either site.
@@ -27,10 +27,9 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
 
-from astra.attention import attend, hide_absent, merge_heads, positions_of, prepend_remote
+from astra.attention import merge_heads, positions_of
 from astra.code_tables import load_tables
 from astra.codebook import (
     CodebookSpec,
@@ -46,6 +45,7 @@ from astra.errors import ConfigError
 from astra.exchange import open_exchange, plan_rows, plan_to_first
 from astra.models import Block, ModelAdapter, ModelShape
 from astra.nesting import sent_codebooks
+from astra.partial_attention import KeyValues, attend_part, hide_absent, merge_parts
 from astra.planning.coded_layer import coded_layer, table_width
 from astra.planning.forecast import BYTES_OF_FP32
 from astra.planning.schedule import Compute, Repeat, Schedule, Send, Step, Wait, answered, per_rank
@@ -93,7 +93,6 @@ class AstraStrategy:
         self._own_positions = positions_of([own])
         self._remote_positions = positions_of(context.ranges[peer] for peer in looked_at)
         self._tables = self._make_tables(context.model, len(self._remote_positions))
-        self._no_bias = torch.zeros(len(self._remote_positions) + shape.num_class_tokens + len(own))
 
     @torch.inference_mode()
     def forward(self, request: Request) -> Tensor | None:
@@ -113,14 +112,17 @@ class AstraStrategy:
             with span("rest", layer):  # while the codes are in flight
                 q_BHTd = block.query(u_BTD, self._own_positions)
                 k_BHTd, v_BHTd = own_kv or block.key_value_unrotated(u_BTD)
-                k_BHTd = block.rotate(k_BHTd, self._own_positions)
+                keys = [KeyValues(block.rotate(k_BHTd, self._own_positions), v_BHTd)]
+            with span("attention", layer):
+                seen = [attend_part(q_BHTd, keys[0], causal=model.shape.causal)]
             with span("wait", layer):
                 rows = pending.wait()
             with span("remote", layer):
-                k_BHTd, v_BHTd, bias_S = self._with_remote(layer, block, rows, k_BHTd, v_BHTd)
+                keys += self._remote_keys(layer, block, rows, len(x_BTD))
             with span("attention", layer):
-                self._keep(layer, k_BHTd, v_BHTd, bias_S)
-                context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal, key_bias_S=bias_S)
+                self._keep(layer, *keys)
+                seen += [attend_part(q_BHTd, remote) for remote in keys[1:]]
+                context_BTD = merge_parts(seen)
             with span("rest", layer):
                 x_BTD = block.finish(x_BTD, context_BTD)
         if self._keep_output:
@@ -196,29 +198,26 @@ class AstraStrategy:
         codes_RG = self._codebooks[layer].encode(content_RE)
         return codes_RG.view(batch, num_tokens, -1).transpose(0, 1).reshape(num_tokens, -1)
 
-    def _with_remote(
-        self, layer: int, block: Block, rows: Rows, own_k_BHTd: Tensor, own_v_BHTd: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return keys and values [quantised remote | own] and the bias of the keys, if any has one.
+    def _remote_keys(self, layer: int, block: Block, rows: Rows, batch: int) -> list[KeyValues]:
+        """Return the quantised keys and values of peers' tokens, or nothing where none came.
 
         With one group, tokens of one code have one key and one value: a key that stands for n of them adds log n to
         its logit, which is exact. Where positions turn keys, equal codes have unequal keys.
         """
         if not len(rows.rows_RV) or (rows.absent_R is not None and bool(rows.absent_R.all())):
-            return own_k_BHTd, own_v_BHTd, None
-        batch, num_own = own_k_BHTd.shape[0], own_k_BHTd.shape[2]
+            return []
+        bias_S: Tensor | None
         if self._config.num_groups == 1 and batch == 1 and not block.turns_keys:
             codes_R = rows.rows_RV[:, 0] if rows.absent_R is None else rows.rows_RV[~rows.absent_R, 0]
-            codes_U, log_counts_U = count_codes(codes_R)
+            codes_U, bias_S = count_codes(codes_R)
             codes_BRG = codes_U.view(1, -1, 1)
-            bias_S: Tensor | None = F.pad(log_counts_U, (0, num_own))
         else:
             codes_BRG = rows.rows_RV.view(-1, batch, self._config.num_groups).transpose(0, 1)
-            bias_S = None if rows.absent_R is None else hide_absent(self._no_bias, rows.absent_R)
+            bias_S = hide_absent(None, rows.absent_R)
         k_BHRd, v_BHRd = self._tables[layer].remote_key_value(codes_BRG)
         if block.turns_keys:
             k_BHRd = block.rotate(k_BHRd, self._remote_positions)
-        return prepend_remote(k_BHRd, own_k_BHTd), prepend_remote(v_BHRd, own_v_BHTd), bias_S
+        return [KeyValues(k_BHRd, v_BHRd, bias_S)]
 
     def _translate(self, layer: int, codes_RV: Tensor) -> Tensor:
         """Return for codes of the layer before those of this layer, whose codebook is another one."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from astra.attention import attend, positions_of
 from astra.models import BlockShard, ModelShape
+from astra.partial_attention import KeyValues
 from astra.partition import split
 from astra.planning.rings import RingSteps
 from astra.planning.schedule import Repeat, Schedule, Step, answered, per_rank
@@ -147,7 +148,7 @@ class GalaxyStrategy:
         with span("attention", tag.layer):
             in_order = [projected[rank] for rank in range(len(projected))]
             q_BHTd, k_BHTd, v_BHTd = (torch.cat(tiles, dim=2) for tiles in zip(*in_order, strict=True))
-            self._keep(tag.layer, k_BHTd, v_BHTd)
+            self._keep(tag.layer, KeyValues(k_BHTd, v_BHTd))
             context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=self._model.shape.causal)
             tiles = torch.split(context_BTD, self._tile_rows, dim=1)
 

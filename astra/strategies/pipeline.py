@@ -20,6 +20,7 @@ from torch import Tensor
 
 from astra.attention import attend
 from astra.models import ModelShape
+from astra.partial_attention import KeyValues
 from astra.partition import split
 from astra.planning.schedule import Compute, Schedule, Send, Step, Wait
 from astra.planning.work import NOTHING, LayerWork, alone
@@ -126,7 +127,7 @@ class PipelineStrategy:
             with span("rest", layer):
                 u_BTD = block.attention_input(x_BTD)
                 q_BHTd, (k_BHTd, v_BHTd) = block.query(u_BTD), block.key_value(u_BTD)
-                self._keep(layer, k_BHTd, v_BHTd)
+                self._keep(layer, KeyValues(k_BHTd, v_BHTd))
             with span("attention", layer):
                 context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
             with span("rest", layer):

@@ -21,9 +21,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from astra.attention import attend, hide_absent, positions_of, prepend_remote
+from astra.attention import positions_of
 from astra.exchange import PendingRows, open_exchange, plan_rows
 from astra.models import ModelShape
+from astra.partial_attention import KeyValues, attend_part, hide_absent, merge_parts
 from astra.partition import split
 from astra.planning.schedule import Repeat, Schedule, Wait, answered, per_rank, rows_seen, show_rows
 from astra.planning.work import LayerWork, Work
@@ -71,7 +72,7 @@ class PrismStrategy:
             dtype=torch.int64,
         )
         logs = [log_counts(self._segments[rank]) for rank in self._looked_at]
-        self._key_bias = torch.cat([*logs, torch.zeros(rows_per_rank(shape, context.ranges)[self._rank])])
+        self._log_counts = torch.cat(logs) if logs else torch.empty(0)
 
     @torch.inference_mode()
     def forward(self, request: Request) -> Tensor | None:
@@ -87,17 +88,18 @@ class PrismStrategy:
                 u_BTD = block.attention_input(x_BTD)
                 q_BHTd = block.query(u_BTD, self._own_positions)
                 k_BHTd, v_BHTd = block.key_value(u_BTD, self._own_positions)
-            bias_S = None
+            keys = [KeyValues(k_BHTd, v_BHTd)]
+            with span("attention", layer):
+                seen = [attend_part(q_BHTd, keys[0], causal=model.shape.causal)]
             if self._looked_at:
                 with span("wait", layer):
                     rows = pending.wait()
                 with span("remote", layer):
-                    remote_k, remote_v = self._project_means(layer, rows, len(x_BTD))
-                    k_BHTd, v_BHTd = prepend_remote(remote_k, k_BHTd), prepend_remote(remote_v, v_BHTd)
-                    bias_S = hide_absent(self._key_bias, rows.absent_R)
+                    keys += self._means_keys(layer, rows, len(x_BTD))
             with span("attention", layer):
-                self._keep(layer, k_BHTd, v_BHTd, bias_S)
-                context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal, key_bias_S=bias_S)
+                self._keep(layer, *keys)
+                seen += [attend_part(q_BHTd, means) for means in keys[1:]]
+                context_BTD = merge_parts(seen)
             with span("rest", layer):
                 x_BTD = block.finish(x_BTD, context_BTD)
         if self._keep_output:
@@ -136,12 +138,12 @@ class PrismStrategy:
 
         def look(own: int, remote: int) -> Work:
             projected = parts.decode(config.wire, remote) + parts.norm(remote) + parts.key_value(remote)
-            return projected + parts.attend(own, own + remote) + parts.finish(own)
+            return projected + parts.attend(own, remote) + parts.finish(own)
 
         layer = (
             per_rank(lambda own, count: parts.norm(own) + parts.encode(config.wire, count), rows, counts),
             show_rows(config.transport, ValueRows(config.wire, shape.width), counts, shape.width, causal=causal),
-            per_rank(lambda own: parts.query(own) + parts.key_value(own), rows),
+            per_rank(lambda own: parts.query(own) + parts.key_value(own) + parts.attend(own, own), rows),
             Wait(),
             per_rank(look, rows, rows_seen(counts, causal=causal)),
         )
@@ -156,11 +158,14 @@ class PrismStrategy:
         with self._timeline.span("send", tag.layer):
             return self._exchange.start(tag, rows_SV)
 
-    def _project_means(self, layer: int, rows: Rows, batch: int) -> tuple[Tensor, Tensor]:
-        """Return k and v of the peers' means, in order of rank."""
+    def _means_keys(self, layer: int, rows: Rows, batch: int) -> list[KeyValues]:
+        """Return keys and values of the peers' means, in order of rank, or nothing where none came."""
+        if rows.absent_R is not None and bool(rows.absent_R.all()):
+            return []
         block = self._model.blocks[layer]
         means_BRD = rows.rows_RV.view(-1, batch, self._model.shape.width).transpose(0, 1)
-        return block.key_value(block.attention_input(means_BRD), self._mean_positions)
+        k_BHRd, v_BHRd = block.key_value(block.attention_input(means_BRD), self._mean_positions)
+        return [KeyValues(k_BHRd, v_BHRd, hide_absent(self._log_counts, rows.absent_R))]
 
     def _answer(self, request: Request, x_BTD: Tensor) -> Tensor | None:
         """Bring the answer's row to rank 0 and read it."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from astra.collectives import Collectives
 from astra.models import ModelAdapter, ModelShape
+from astra.partial_attention import KeyValues
 from astra.planning.schedule import Schedule
 from astra.timeline import Timeline
 from astra.traffic import PlannedMessage
@@ -22,8 +23,8 @@ __all__ = ["Keep", "KeepOutput", "RankContext", "Request", "ServesMany", "States
 class Keep(Protocol):
     """Takes what a rank attends to in a layer; the tensors are only lent."""
 
-    def __call__(self, layer: int, k_BJSd: Tensor, v_BJSd: Tensor, key_bias_S: Tensor | None = None) -> None:
-        """Take one layer's J heads of S keys and values, and what is added to the score of each key, if anything."""
+    def __call__(self, layer: int, *parts: KeyValues) -> None:
+        """Take one layer's keys and values, in one or more parts."""
 
 
 class KeepOutput(Protocol):
@@ -33,7 +34,7 @@ class KeepOutput(Protocol):
         """Take the rows after the last layer, before `ModelAdapter.head`, of the content `tokens`."""
 
 
-def _keep_nothing(layer: int, k_BJSd: Tensor, v_BJSd: Tensor, key_bias_S: Tensor | None = None) -> None: ...
+def _keep_nothing(layer: int, *parts: KeyValues) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from astra.attention import attend, positions_of, prepend_remote
+from astra.attention import positions_of
 from astra.config import SequenceConfig
 from astra.dealing import split_tokens
 from astra.models import ModelShape
+from astra.partial_attention import KeyValues, attend_part, merge_parts
 from astra.planning.schedule import Broadcast, Repeat, Schedule, Wait, answered, per_rank, rows_seen, rows_shown
 from astra.planning.work import LayerWork, Work
 from astra.slices import answer_rank, bring_answer, content_rows, embed_slice, plan_answer, rows_per_rank
@@ -63,16 +64,20 @@ class SequenceStrategy:
             with span("rest", layer):  # while the slices are in flight
                 u_BTD = block.attention_input(x_BTD)
                 q_BHTd = block.query(u_BTD, self._own_positions)
-                k_BHTd, v_BHTd = block.key_value(u_BTD, self._own_positions)
-                self._keep(layer, k_BHTd, v_BHTd)  # each rank its slice
+                own = KeyValues(*block.key_value(u_BTD, self._own_positions))
+                self._keep(layer, own)  # each rank its slice
+            with span("attention", layer):
+                seen = [attend_part(q_BHTd, own, causal=model.shape.causal)]
             with span("wait", layer):
                 payloads = pending.wait()
+            if payloads:
+                with span("remote", layer):
+                    remote_BRD = block.attention_input(self._decode(payloads, len(x_BTD)))
+                    remote = KeyValues(*block.key_value(remote_BRD, self._remote_positions))
             with span("attention", layer):
                 if payloads:
-                    remote_BRD = block.attention_input(self._decode(payloads, len(x_BTD)))
-                    remote_k, remote_v = block.key_value(remote_BRD, self._remote_positions)
-                    k_BHTd, v_BHTd = prepend_remote(remote_k, k_BHTd), prepend_remote(remote_v, v_BHTd)
-                context_BTD = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
+                    seen.append(attend_part(q_BHTd, remote))
+                context_BTD = merge_parts(seen)
             with span("rest", layer):
                 x_BTD = block.finish(x_BTD, context_BTD)
         if self._keep_output:
@@ -103,12 +108,12 @@ class SequenceStrategy:
 
         def look(own: int, remote: int) -> Work:
             projected = parts.decode(config.wire, remote) + parts.norm(remote) + parts.key_value(remote)
-            return projected + parts.attend(own, own + remote) + parts.finish(own)
+            return projected + parts.attend(own, remote) + parts.finish(own)
 
         layer = (
             per_rank(lambda shown: parts.encode(config.wire, shown), rows_shown(rows, causal=causal)),
             Broadcast(sizes, causal),
-            per_rank(lambda own: parts.query(own) + parts.key_value(own), rows),
+            per_rank(lambda own: parts.query(own) + parts.key_value(own) + parts.attend(own, own), rows),
             Wait(),
             per_rank(look, rows, rows_seen(rows, causal=causal)),
         )

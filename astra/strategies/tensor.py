@@ -21,6 +21,7 @@ from torch import Tensor
 
 from astra.attention import attend
 from astra.models import ModelShape
+from astra.partial_attention import KeyValues
 from astra.planning.rings import RingSteps
 from astra.planning.schedule import Compute, Repeat, Schedule, per_rank
 from astra.planning.work import LayerWork, alone
@@ -58,7 +59,7 @@ class TensorStrategy:
             with span("rest", layer):
                 u_BTD = block.attention_input(x_BTD)
                 q_BHTd, (k_BHTd, v_BHTd) = shard.query(u_BTD), shard.key_value(u_BTD)
-                self._keep(layer, k_BHTd, v_BHTd)
+                self._keep(layer, KeyValues(k_BHTd, v_BHTd))
             with span("attention", layer):
                 context_BTE = attend(q_BHTd, k_BHTd, v_BHTd, causal=model.shape.causal)
             tag = Tag(request.index, layer, "attention")

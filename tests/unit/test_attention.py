@@ -1,4 +1,4 @@
-"""Attention equals its formula, and remote rows count like any other."""
+"""Attention equals its formula."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from astra.attention import attend, merge_heads, positions_of, prepend_remote, split_heads
+from astra.attention import attend, merge_heads, positions_of, split_heads
 
 ROUNDING = 1e-5  # fp32 sums in another order
 POISON = 1e30
@@ -30,13 +30,6 @@ def test_attend_does_not_depend_on_the_order_of_keys() -> None:
     torch.testing.assert_close(attend(q, k[:, :, order], v[:, :, order]), attend(q, k, v), rtol=ROUNDING, atol=ROUNDING)
 
 
-def test_prepend_remote_puts_own_rows_last() -> None:
-    remote, own = random_heads(3), random_heads(2)
-    joined = prepend_remote(remote, own)
-    assert torch.equal(joined[:, :, :3], remote)
-    assert torch.equal(joined[:, :, 3:], own)
-
-
 def by_formula(q: Tensor, k: Tensor, v: Tensor, bias_TS: Tensor) -> Tensor:
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
@@ -46,15 +39,13 @@ def by_formula(q: Tensor, k: Tensor, v: Tensor, bias_TS: Tensor) -> Tensor:
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("num_keys", [5, 9])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("biased", [False, True])
-def test_attend_masks_and_biases_and_shares_heads(num_kv_heads: int, num_keys: int, causal: bool, biased: bool) -> None:
+def test_attend_masks_and_shares_heads(num_kv_heads: int, num_keys: int, causal: bool) -> None:
     q, k, v = torch.randn(2, 4, 5, 8), *torch.randn(2, 2, num_kv_heads, num_keys, 8)
-    key_bias_S = torch.randn(num_keys) if biased else None
-    bias_TS = torch.zeros(5, num_keys) if key_bias_S is None else key_bias_S.expand(5, -1)
+    bias_TS = torch.zeros(5, num_keys)
     if causal:
         query_TS, key_TS = torch.arange(5)[:, None], torch.arange(num_keys)[None]
         bias_TS = bias_TS.masked_fill(key_TS > num_keys - 5 + query_TS, -torch.inf)
-    found = attend(q, k, v, causal=causal, key_bias_S=key_bias_S)
+    found = attend(q, k, v, causal=causal)
     torch.testing.assert_close(found, by_formula(q, k, v, bias_TS), rtol=ROUNDING, atol=ROUNDING)
 
 
@@ -71,16 +62,6 @@ def test_attend_hides_later_keys_whatever_they_hold(num_queries: int, num_earlie
     k[:, :, first:], v[:, :, first:] = POISON, POISON
     seen = later % num_queries
     assert torch.equal(attend(q, k, v, causal=True)[:, :seen], clean[:, :seen])
-
-
-@given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=8))
-@settings(max_examples=40, deadline=None)
-def test_attend_with_log_counts_equals_repeated_keys(counts: list[int]) -> None:
-    repeats = torch.tensor(counts)
-    q, k, v = random_heads(3), random_heads(len(counts)), random_heads(len(counts))
-    explicit = attend(q, k.repeat_interleave(repeats, dim=2), v.repeat_interleave(repeats, dim=2))
-    found = attend(q, k, v, key_bias_S=repeats.float().log())
-    torch.testing.assert_close(found, explicit, rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_positions_of_ranges_keep_their_order() -> None:

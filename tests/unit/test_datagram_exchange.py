@@ -13,11 +13,12 @@ from strategy_worlds import EXACT, inputs_for, lively, relative_error
 from strategy_worlds import serve as serve_reliably
 from torch import Tensor
 
-from astra.attention import attend, hide_absent
+from astra.attention import attend, merge_heads
 from astra.cache import KeyValueCache
 from astra.codebook import GroupedCodebook, save_codebooks, translation
 from astra.config import AstraConfig, PrismConfig
 from astra.models import ModelAdapter
+from astra.partial_attention import KeyValues, attend_part, hide_absent
 from astra.patience import (
     FEWEST_OFFSETS,
     FIRST_LIMIT_S,
@@ -91,16 +92,16 @@ def first_copy(position: int, receiver: int, datagram: Datagram) -> bool:
 
 def test_hidden_keys_count_for_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 4, length, 8, generator=generator) for length in (5, 12, 12))
-    own_bias = torch.randn(12, generator=generator)
+    q, k, v = (torch.randn(2, 4, length, 8, generator=generator) for length in (5, 7, 7))
+    own_bias = torch.randn(7, generator=generator)
     absent = torch.tensor([True, False, True, True, False, False, True])
-    present = torch.cat((~absent, torch.ones(5, dtype=torch.bool)))
-    for causal in (False, True):
-        for bias in (torch.zeros(12), own_bias):
-            hidden = attend(q, k, v, causal=causal, key_bias_S=hide_absent(bias, absent))
-            removed = attend(q, k[:, :, present], v[:, :, present], causal=causal, key_bias_S=bias[present])
-            assert relative_error(hidden, removed) < SAME
+    for bias in (None, own_bias):
+        hidden = attend_part(q, KeyValues(k, v, hide_absent(bias, absent)))
+        kept = KeyValues(k[:, :, ~absent], v[:, :, ~absent], None if bias is None else bias[~absent])
+        for found, expected in zip(hidden, attend_part(q, kept), strict=True):
+            assert relative_error(found, expected) < SAME
     assert hide_absent(own_bias, None) is own_bias
+    assert hide_absent(None, None) is None
 
 
 @pytest.mark.parametrize("maker", MAKERS, ids=["astra", "prism"])
@@ -211,9 +212,8 @@ def with_means_of_rank_1(model: ModelAdapter, inputs: Tensor, pieces: list[bytes
         means_BSD = torch.frombuffer(bytearray(piece), dtype=torch.float32).view(1, 3, -1)
         u_BTD, u_BSD = block.attention_input(x_BTD), block.attention_input(means_BSD)
         (own_k, own_v), (k, v) = block.key_value(u_BTD), block.key_value(u_BSD)
-        bias = torch.cat((torch.full((3,), 4.0).log(), torch.zeros(14)))
-        keys, values = torch.cat((k, own_k), dim=2), torch.cat((v, own_v), dim=2)
-        x_BTD = block.finish(x_BTD, attend(block.query(u_BTD), keys, values, key_bias_S=bias))
+        keys, values = (torch.cat((own, *[means] * 4), dim=2) for own, means in ((own_k, k), (own_v, v)))
+        x_BTD = block.finish(x_BTD, attend(block.query(u_BTD), keys, values))
     return model.head(x_BTD[:, 0])
 
 
@@ -407,10 +407,12 @@ def test_cache_keeps_what_is_absent_in_one_layer_from_that_layer_only() -> None:
     cache, generator = KeyValueCache(new_tokens=1), torch.Generator().manual_seed(0)
     k, v = (torch.randn(1, 2, 4, 8, generator=generator) for _ in range(2))
     q = torch.randn(1, 2, 1, 8, generator=generator)
-    hidden = hide_absent(torch.zeros(4), torch.tensor([True, False]))
-    cache.keep(0, k, v, hidden)
-    cache.keep(1, k, v)
-    assert torch.allclose(cache.attend(0, q).context, attend(q, k[:, :, 1:], v[:, :, 1:]).view(1, 2, 8), atol=SAME)
-    assert torch.allclose(cache.attend(1, q).context, attend(q, k, v).view(1, 2, 8), atol=SAME)
-    cache.keep(0, k, v)
-    assert torch.equal(cache.attend(0, q).context, cache.attend(1, q).context), "the next prompt has its own"
+    own, remote = KeyValues(k[:, :, 2:], v[:, :, 2:]), KeyValues(k[:, :, :2], v[:, :, :2])
+    cache.keep(0, own, remote._replace(bias_S=hide_absent(None, torch.tensor([True, False]))))
+    cache.keep(1, own, remote)
+    contexts = [merge_heads(cache.attend(layer, q).context_BHTd) for layer in range(2)]
+    assert torch.allclose(contexts[0], attend(q, k[:, :, 1:], v[:, :, 1:]), atol=SAME)
+    assert torch.allclose(contexts[1], attend(q, k, v), atol=SAME)
+    cache.keep(0, own, remote)
+    again = merge_heads(cache.attend(0, q).context_BHTd)
+    assert torch.equal(again, contexts[1]), "the next prompt has its own"

@@ -17,6 +17,7 @@ from astra.config import AstraConfig, ModelConfig, SequenceConfig, SingleConfig,
 from astra.errors import ConfigError
 from astra.models import planned_shape
 from astra.models.vit import ViTAdapter, build_vit
+from astra.partial_attention import KeyValues
 from astra.strategies import STRATEGIES, RankContext, Request, predict_bytes, predict_messages
 from astra.timeline import Timeline
 from astra.transport import Traffic
@@ -169,17 +170,18 @@ def test_astra_attends_to_own_tokens_exactly_and_to_remote_ones_as_codewords(
 def test_tokens_of_one_code_are_one_key(
     model: ViTAdapter, pixels: Tensor, lossless: Callable[[int, int], Path]
 ) -> None:
-    seen: list[tuple[int, Tensor | None]] = []
+    seen: list[tuple[int, int, Tensor | None]] = []
 
-    def keep(layer: int, k_BHSd: Tensor, v_BHSd: Tensor, bias_S: Tensor | None = None) -> None:
-        seen.append((k_BHSd.shape[2], bias_S))
+    def keep(layer: int, own: KeyValues, remote: KeyValues) -> None:
+        assert own.bias_S is None
+        seen.append((own.k_BJSd.shape[2] - 1, remote.k_BJSd.shape[2], remote.bias_S))
 
     serve(model, AstraConfig(num_codewords=4), [1.0, 1.0], pixels, lossless(1, 4), keep=keep)
     assert len(seen) == 2 * model.shape.num_layers
-    for num_keys, bias_S in seen:
-        assert num_keys <= 4 + 13 + 1, "codewords, half of the tokens, the class copy"
+    for num_own, num_remote, bias_S in seen:
+        assert num_remote <= 4, "no more keys than codewords"
         assert bias_S is not None
-        assert float(bias_S.exp().sum()) == pytest.approx(1 + NUM_TOKENS), "every token counts once"
+        assert float(bias_S.exp().sum()) == pytest.approx(NUM_TOKENS - num_own), "every token counts once"
 
 
 def astra_by_masks(model: ViTAdapter, pixels: Tensor, weights: list[float], folder: Path) -> Tensor:
