@@ -116,8 +116,11 @@ class Survey:
         return devices, Links.of(pairs)
 
     def _extremes(self) -> dict[str, float]:
-        found = {"slowest_core_gflops": min(device.speed.gflops for device in self._devices.values())}
+        speeds = [device.speed for device in self._devices.values()]
+        found = {"slowest_core_gflops": min(speed.gflops for speed in speeds)}
         if self._links:
+            found["dearest_byte_ns"] = max(1e9 * speed.seconds_per["bytes"] for speed in speeds)
+            found["dearest_message_us"] = max(1e6 * speed.seconds_per["messages"] for speed in speeds)
             found["slowest_link_mbps"] = min(speed.rate_bps for speed in self._links.values()) / 1e6
             found["longest_round_trip_ms"] = max(2e3 * speed.delay_s for speed in self._links.values())
         return found
