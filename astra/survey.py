@@ -19,10 +19,11 @@ from astra.collectives import Collectives
 from astra.config import AstraConfig, BenchConfig
 from astra.errors import AstraError, ConfigError
 from astra.fit import needs_of
-from astra.link_probe import measure_links
+from astra.link_probe import Prices, measure_links
 from astra.models import ModelAdapter
 from astra.planning.links import Links, LinkSpeed
 from astra.planning.speed import Device, Speed
+from astra.planning.work import Kind
 from astra.probe import measure_speed
 from astra.strategy_config import AnyStrategy, Listed
 from astra.transport import Tag
@@ -73,9 +74,9 @@ class Survey:
             AstraError: A peer did not answer.
         """
         self._own = self._own or measure_speed(model.shape, model.blocks)
-        own = Device(self._own, self._cpus)
+        measured, prices = measure_links(collectives)
+        own = Device(self._own if prices is None else _priced(self._own, prices), self._cpus)
         packed = collectives.gather(_TELL, _pack(own))
-        measured = measure_links(collectives)
         if packed is None:
             return
         self._devices = {members[0]: own} | {members[peer]: _unpack(part) for peer, part in packed.items()}
@@ -115,8 +116,11 @@ class Survey:
         return devices, Links.of(pairs)
 
     def _extremes(self) -> dict[str, float]:
-        found = {"slowest_core_gflops": min(device.speed.gflops for device in self._devices.values())}
+        speeds = [device.speed for device in self._devices.values()]
+        found = {"slowest_core_gflops": min(speed.gflops for speed in speeds)}
         if self._links:
+            found["dearest_byte_ns"] = max(1e9 * speed.seconds_per["bytes"] for speed in speeds)
+            found["dearest_message_us"] = max(1e6 * speed.seconds_per["messages"] for speed in speeds)
             found["slowest_link_mbps"] = min(speed.rate_bps for speed in self._links.values()) / 1e6
             found["longest_round_trip_ms"] = max(2e3 * speed.delay_s for speed in self._links.values())
         return found
@@ -156,6 +160,12 @@ class Survey:
                     chosen[number] = choose_bits(entry, situation, need.losses())
         told = json.loads(bytes(collectives.broadcast(_CHOOSE_BITS, json.dumps(list(chosen.items())).encode())))
         return {number: tuple(bits) for number, bits in told}
+
+
+def _priced(speed: Speed, prices: Prices) -> Speed:
+    """Return the speed of a device whose messages cost this much."""
+    measured: dict[Kind, float] = {"messages": prices.message_s, "bytes": prices.byte_s}
+    return speed.model_copy(update={"seconds_per": speed.seconds_per | measured})
 
 
 def _pack(device: Device) -> bytes:

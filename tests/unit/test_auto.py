@@ -34,7 +34,7 @@ def between(monkeypatch: pytest.MonkeyPatch, rate_bps: float) -> None:
     speed = Speed(seconds_per={kind: 1e-6 if kind == "dense" else 0.0 for kind in KINDS})
     links = [(a, b, LinkSpeed(rate_bps)) for a in range(2) for b in range(2) if a != b]
     monkeypatch.setattr(astra.survey, "measure_speed", lambda *_: speed)
-    monkeypatch.setattr(astra.survey, "measure_links", lambda collectives: links if collectives.rank == 0 else [])
+    monkeypatch.setattr(astra.survey, "measure_links", lambda each: (links if each.rank == 0 else [], None))
 
 
 @pytest.mark.parametrize(("rate_bps", "chosen"), [(1e3, "-> single"), (1e9, "-> sequence wire=int8")])

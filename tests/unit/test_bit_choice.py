@@ -184,7 +184,7 @@ def run(monkeypatch: pytest.MonkeyPatch, out: Path, rate_bps: float, code_bits: 
     ranks = range(WORLD_SIZE)
     links = [(a, b, LinkSpeed(rate_bps)) for a in ranks for b in ranks if a != b]
     monkeypatch.setattr(astra.survey, "measure_speed", lambda *_: core())
-    monkeypatch.setattr(astra.survey, "measure_links", lambda collectives: links if collectives.rank == 0 else [])
+    monkeypatch.setattr(astra.survey, "measure_links", lambda each: (links if each.rank == 0 else [], None))
     strategies = (SingleConfig(), AstraConfig(**OPEN, code_bits=code_bits))
     config = BenchConfig(model=MODEL, strategies=strategies, requests=2, warmup=1)
     ensure_fitted(config, lambda label, done, total: None)

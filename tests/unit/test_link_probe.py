@@ -41,8 +41,9 @@ def measured(world_size: int, rate_bps: float, turns: int = 7) -> Measured:
     transports = [Slow(pipe, rate_bps=rate_bps) for pipe in inproc.connect(world_size)]
     with ThreadPoolExecutor(world_size) as pool:
         found = list(pool.map(lambda each: measure_links(Collectives(each, TIMEOUT_S), turns), transports))
-    assert all(not each for each in found[1:])
-    return found[0]
+    assert all(not links for links, _ in found[1:])
+    assert all((prices is None) == (world_size == 1) for _, prices in found)
+    return found[0][0]
 
 
 def test_rates_are_found() -> None:
@@ -62,3 +63,36 @@ def test_links_that_were_left_out_are_taken_for_the_median() -> None:
 
 def test_one_rank_has_no_links() -> None:
     assert measured(1, 1e6) == []
+
+
+@dataclass
+class Costly(Recorder):
+    """A transport whose messages take CPU time: so much each, sent or received, and so much a byte."""
+
+    message_s: float = 0.0
+    byte_s: float = 0.0
+
+    def send(self, peer: int, tag: Tag, payload: bytes | bytearray | memoryview) -> None:
+        super().send(peer, tag, payload)
+        self._work(len(payload))
+
+    def receive(self, peer: int, tag: Tag, timeout_s: float) -> memoryview:
+        payload = super().receive(peer, tag, timeout_s)
+        self._work(len(payload))
+        return payload
+
+    def _work(self, size: int) -> None:
+        end_s = time.thread_time() + self.message_s + size * self.byte_s
+        while time.thread_time() < end_s:
+            pass
+
+
+def test_cpu_time_of_messages_is_found() -> None:
+    """Both ranks are threads of one process, whose CPU time is that of both ends."""
+    transports = [Costly(pipe, message_s=1e-3, byte_s=2e-8) for pipe in inproc.connect(2)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda each: measure_links(Collectives(each, TIMEOUT_S)), transports))
+    for _, prices in found:
+        assert prices is not None
+        assert 1e-3 <= prices.message_s < 2.5e-3
+        assert 2e-8 * 0.9 <= prices.byte_s < 2 * 2e-8 * (1 + SLEEPS)
