@@ -10,7 +10,7 @@ what other programs do to the caches does. A thread that waits for its peers spe
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import cycle
@@ -27,22 +27,21 @@ from astra.models.activation import Gelu
 from astra.models.affine import Affine
 from astra.models.block import Projections, Rotary, TransformerBlock
 from astra.planning.speed import REFERENCE, Speed
-from astra.planning.work import Kind, LayerWork, Work, conversion
+from astra.planning.work import FEW_ROWS, Kind, LayerWork, Work, conversion
 from astra.wire import Wire, decode, encode
 
 __all__ = ["measure_speed", "sample_block", "small_enough"]
 
 ROUNDS = 3
-MOST_ROWS = 256
-"""Rows of the larger measurement: a quarter of 1,024 tokens."""
 FEWER = 4
-"""How many times as few rows the smaller one has."""
+"""How many times as few rows the smaller measurement has."""
 NUM_CODEWORDS = 1024
 MANY_GROUPS = 16
 CALLS = 64
 MOST_WEIGHTS = 1 << 25
 """Weights of the largest layer that is made up: 128 MB."""
 MOST_TOKENS = 1024
+"""Rows of the one measurement of how much more many rows cost."""
 
 Timed = Callable[[], object]
 
@@ -53,7 +52,7 @@ def measure_speed(shape: ModelShape, blocks: Sequence[Block], rounds: int = ROUN
 
     They take turns, so that weights come from memory where those of the model do.
     """
-    rows = min(shape.num_tokens, MOST_ROWS)
+    rows = min(shape.num_tokens, FEW_ROWS)
     fewer = max(1, rows // FEWER)
     seconds: dict[Kind, float] = {"calls": _call_s(rounds)}
     price = partial(_price, seconds, rounds)
@@ -70,6 +69,7 @@ def measure_speed(shape: ModelShape, blocks: Sequence[Block], rounds: int = ROUN
         return partial(attend, q_BHTd, k_BHSd, k_BHSd), parts.attend(count, shape.num_tokens)
 
     price(("dense", "weights"), layer(rows), layer(fewer))
+    seconds["spilled"] = _spilled_s(seconds, *layer(min(shape.num_tokens, MOST_TOKENS)))
     price(("attention", "keys"), attention(rows), attention(fewer))
     _price_codes(seconds, shape, rows=fewer, rounds=rounds)
     _price_rows(seconds, shape, rows=rows, rounds=rounds)
@@ -145,6 +145,16 @@ def _price(
         seconds[first], seconds[second] = times[0] / counts[0][0], 0.0
 
 
+def _spilled_s(seconds: Mapping[Kind, float], run: Timed, work: Work) -> float:
+    """Return what an operation on rows beyond the first few costs in addition to its price, by one call on many."""
+    if not work.counts["spilled"]:
+        return 0.0
+    paid_s = sum(count * seconds[kind] for kind, count in work.counts.items() if kind != "spilled")
+    begin_s = _clock()
+    run()
+    return max(_clock() - begin_s - paid_s, 0.0) / work.counts["spilled"]
+
+
 def _price_codes(seconds: dict[Kind, float], shape: ModelShape, *, rows: int, rounds: int) -> None:
     """Find what an operation and a score of the quantiser cost, with one group and with many."""
     parts, u_RD = LayerWork(shape), _normal(rows, shape.width)
@@ -191,11 +201,15 @@ def _call_s(rounds: int) -> float:
 
 def _cpu_s(run: Timed, rounds: int) -> float:
     """Return the median CPU time of one call, after a first one that is not counted."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.process_time
     run()
     taken_s = []
     for _ in range(rounds):
-        begin_s = clock()
+        begin_s = _clock()
         run()
-        taken_s.append(clock() - begin_s)
+        taken_s.append(_clock() - begin_s)
     return statistics.median(taken_s)
+
+
+def _clock() -> float:
+    """Return the CPU time that work has taken so far."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.process_time()

@@ -111,6 +111,7 @@ class Device:
 REFERENCE = Speed(
     seconds_per={
         "dense": 1.37e-11,
+        "spilled": 1.8e-12,
         "weights": 8e-10,
         "attention": 1.55e-11,
         "keys": 6e-10,
@@ -126,9 +127,9 @@ REFERENCE = Speed(
         "decode fp16": 2e-9,
         "decode int8": 4.5e-10,
         "decode int4": 8e-10,
-        "messages": 1.5e-4,
-        "bytes": 7e-10,
+        "messages": 2e-4,
+        "bytes": 1.6e-8,
     },
     measured_on="one core of an AMD EPYC with AVX-512, ViT-Base, torch 2.13",
 )
-"""What `--gflops` scales. 2026-11-21, other work on the machine."""
+"""What `--gflops` scales. 2026-11-21, other work on the machine; messages and bytes on links of 10 Mbps."""

@@ -15,10 +15,11 @@ from typing import Literal, get_args
 
 from astra.models import ModelShape
 
-__all__ = ["ENCODE_KINDS", "KINDS", "NOTHING", "Kind", "LayerWork", "Work", "alone", "conversion"]
+__all__ = ["ENCODE_KINDS", "FEW_ROWS", "KINDS", "NOTHING", "Kind", "LayerWork", "Work", "alone", "conversion"]
 
 Kind = Literal[
     "dense",
+    "spilled",
     "weights",
     "attention",
     "keys",
@@ -37,13 +38,17 @@ Kind = Literal[
     "messages",
     "bytes",
 ]
-"""Operations of layers; weights read for them; operations of attention; values of keys and values that it reads;
-operations of a quantiser; scores of which it takes the best; values looked up or copied; calls of torch; values of
-rows that become bytes or come from them; messages and their bytes, sent or received."""
+"""Operations of layers; those of them on rows too many for a core's cache, which take a little more; weights read for
+them; operations of attention; values of keys and values that it reads; operations of a quantiser; scores of which it
+takes the best; values looked up or copied; calls of torch; values of rows that become bytes or come from them; messages
+and their bytes, sent or received."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ENCODE_KINDS = frozenset(kind for kind in KINDS if kind in ("codes", "scores") or kind[:6] in ("encode", "decode"))
 """Turning tensors into bytes and back."""
+
+FEW_ROWS = 256
+"""Rows whose activations stay in a core's cache from one product of a layer to the next."""
 
 _PRODUCT_CALLS, _ATTENTION_CALLS, _NORM_CALLS, _ENCODE_CALLS = 3, 8, 4, 4
 
@@ -178,7 +183,8 @@ class LayerWork:
     def _product(self, rows: int, weights: float) -> Work:
         if not rows or not weights:
             return NOTHING
-        return Work({"dense": 2 * rows * weights, "weights": weights, "calls": _PRODUCT_CALLS})
+        spilled = 2.0 * max(0, rows - FEW_ROWS) * weights
+        return Work({"dense": 2 * rows * weights, "spilled": spilled, "weights": weights, "calls": _PRODUCT_CALLS})
 
     def _converted(self, way: Literal["encode", "decode"], wire: str, rows: int, width: int | None) -> Work:
         values = rows * (self.shape.width if width is None else width)
