@@ -146,13 +146,11 @@ def _price(
 
 
 def _spilled_s(seconds: Mapping[Kind, float], run: Timed, work: Work) -> float:
-    """Return what an operation on rows beyond the first few costs in addition to its price, by one call on many."""
+    """Return what an operation on rows beyond the first few costs in addition to its price."""
     if not work.counts["spilled"]:
         return 0.0
     paid_s = sum(count * seconds[kind] for kind, count in work.counts.items() if kind != "spilled")
-    begin_s = _clock()
-    run()
-    return max(_clock() - begin_s - paid_s, 0.0) / work.counts["spilled"]
+    return max(_cpu_s(run, rounds=1) - paid_s, 0.0) / work.counts["spilled"]
 
 
 def _price_codes(seconds: dict[Kind, float], shape: ModelShape, *, rows: int, rounds: int) -> None:
