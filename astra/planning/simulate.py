@@ -4,7 +4,8 @@
             free[N or N, N] when each link is free again; inbox[N] when the last message to a rank will be there,
             of each phase
 
-A rank computes, hands messages to its links and waits; a link carries one message after the other. Where links are
+A rank computes, hands messages to its links and waits; a link carries one message after the other, and begins with the
+first bytes, while the rank still spends CPU time on the last. Where links are
 alike, all links of a sender carry the same at the same time, so one number stands for them: 1,000 ranks take
 milliseconds.
 """
@@ -208,9 +209,11 @@ class _World:
         if not step.messages:
             return
         flows = self._flows_of(step)
+        begin_s = self.clock
         self._handle(flows.sent_messages, flows.sent_bytes)
         link = flows.source if self._links.is_uniform else (flows.source, flows.destination)
-        ends = np.maximum(self.clock[flows.source], self._free[link]) + flows.busy_s
+        ends = np.maximum(begin_s[flows.source], self._free[link]) + flows.busy_s
+        ends = np.maximum(ends, self.clock[flows.source])
         np.maximum.at(self._free, link, ends)
         inbox = self._inboxes[step.phase]
         np.maximum.at(inbox.complete_s, flows.destination, ends + flows.way_s)
@@ -231,9 +234,10 @@ class _World:
             return
         fan = self._fan_of(step)
         shown = (fan.payload_bytes > 0).astype(float)
+        begin_s = self.clock
         self._handle(fan.fan_out * fan.messages, fan.fan_out * fan.payload_bytes)
-        clock = self.clock if self._links.is_uniform else self.clock[:, None]
-        self._free = np.maximum(clock, self._free) + fan.busy_s
+        begin_s, clock = (each if self._links.is_uniform else each[:, None] for each in (begin_s, self.clock))
+        self._free = np.maximum(np.maximum(begin_s, self._free) + fan.busy_s, clock)
         latest_s = _latest(self._free + fan.way_s, shown > 0, causal=step.causal)
         inbox = self._inboxes[""]
         inbox.complete_s = np.maximum(inbox.complete_s, latest_s)

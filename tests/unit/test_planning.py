@@ -157,6 +157,16 @@ def test_clock_of_one_message_is_the_sum_of_its_parts() -> None:
     assert clock[1] == pytest.approx(0.030, rel=TIGHT)
 
 
+@pytest.mark.parametrize(("byte_s", "there_s"), [(0.5e-6, 1066e-6), (2e-6, 954 * 2e-6)])
+@pytest.mark.parametrize("links", [Links(LinkSpeed(8e6)), Links(LinkSpeed(1e6), ((1, 0, LinkSpeed(8e6)),))])
+@pytest.mark.parametrize("step", [Send((PlannedMessage(1, 0, 954),)), Broadcast((0, 954))])
+def test_a_link_is_busy_while_bytes_are_handed_over(byte_s: float, there_s: float, links: Links, step: Step) -> None:
+    devices = [Device(only(bytes=byte_s))] * 2
+    clock = clocks_after((step, Wait()), devices, links)
+    assert clock[1] == pytest.approx(954 * byte_s, rel=TIGHT)
+    assert clock[0] == pytest.approx(there_s + 954 * byte_s, rel=TIGHT)  # which receiving costs again
+
+
 def test_work_behind_a_send_hides_the_message() -> None:
     links, devices = Links(LinkSpeed(rate_bps=8e6)), [Device(only(dense=1e-3))] * 2
     begun = (Send((PlannedMessage(1, 0, 954),)), dense(40, 0), Wait())
